@@ -1,0 +1,119 @@
+"""The run directory: which file holds what, and how each is written and read.
+
+    RUN/experiment.toml  split.json  report.json  log.jsonl
+    RUN/models/NAME.safetensors      untrained, pretrained, federated, centralised; round-N until N + 1 is there
+    RUN/clients/NNNN/...             what would stay on that device: private tensors, its model of its own
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from privfr.errors import InputError
+from privfr.experiment import Experiment, load_experiment
+from privfr.faces.partition import Split
+from privfr.faces.recogniser import Recogniser
+from privfr.report import Event, Report
+from privfr.storage import write_atomic
+from privfr.vector import Vector
+
+__all__ = ["RunDirectory", "recogniser_in"]
+
+
+class RunDirectory:
+    """Paths and files of one run. Every file is written whole or not at all."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def claim(self) -> None:
+        """Make sure that the directory is free. Raises `InputError` if it is in use or cannot be written."""
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise InputError(f"{self.root}: not an empty folder; give a new one, or --resume {self.root}")
+
+    def model(self, name: str) -> Path:
+        """Where the model of this name lies."""
+        return self.root / "models" / f"{name}.safetensors"
+
+    def client(self, client: int) -> Path:
+        """Folder of what would be on one client's device."""
+        return self.root / "clients" / f"{client:04d}"
+
+    def begin(self, experiment: Experiment, parts: Split, report: Report) -> None:
+        """Write what a run starts with; the report last, since it says that a run is here."""
+        write_atomic(self.root / "experiment.toml", experiment.to_toml().encode())
+        parts.save(self.root / "split.json")
+        self.commit(report)
+
+    def commit(self, report: Report) -> None:
+        """Make what the report says true: whatever it does not mention is done again on resume."""
+        report.save(self.root / "report.json")
+
+    def experiment(self) -> Experiment:
+        """Read the experiment."""
+        return load_experiment(self.root / "experiment.toml")
+
+    def split(self) -> Split:
+        """Read the split."""
+        return Split.load(self.root / "split.json")
+
+    def report(self) -> Report:
+        """Read the report. Raises `InputError` where no run is."""
+        return Report.load(self.root / "report.json")
+
+    def log(self, event: Event) -> None:
+        """Append one event to log.jsonl, with the seconds since 1970."""
+        line = msgspec.json.encode({"time": round(time.time(), 3), **msgspec.to_builtins(event)})
+        try:
+            with (self.root / "log.jsonl").open("ab") as file:
+                file.write(line + b"\n")
+        except OSError as error:
+            raise InputError(f"{self.root}/log.jsonl: cannot be written ({error.strerror})") from None
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """Training of one model in one place, between two rounds. model: float32 [size]."""
+
+    done: int
+    model: Vector
+    private: dict[str, Tensor]
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors, atomically, readable by its owner alone."""
+        tensors = {"model": torch.from_numpy(self.model), **{f"private.{k}": v for k, v in self.private.items()}}
+        data = safetensors.torch.save(tensors, {"done": str(self.done)})
+        write_atomic(path, data, private=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint | None:
+        """Read what `save` wrote, or None where nothing is. Raises `InputError` for a damaged file."""
+        if not path.exists():
+            return None
+        try:
+            with safetensors.safe_open(path, "pt") as file:
+                done = int(file.metadata()["done"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            model = tensors.pop("model").numpy()
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({error}); delete it to repeat this part of the run") from None
+        return cls(done, model, {name.removeprefix("private."): tensor for name, tensor in tensors.items()})
+
+
+def recogniser_in(place: str | Path, name: str = "federated") -> Recogniser:
+    """Load a model from a run directory, or from one checkpoint file."""
+    place = Path(place)
+    if not place.is_dir():
+        return Recogniser.load(place)
+    directory = RunDirectory(place)
+    path = directory.model(name)
+    if not path.exists():
+        directory.report()  # says so where this is no run at all
+        raise InputError(f"{place}: has no finished {name} model yet; go on with `privfr run --resume {place}`")
+    return Recogniser.load(path)

@@ -1,0 +1,1 @@
+"""Engines: how frames get to clients and back. One function each, `exchange`."""

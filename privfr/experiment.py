@@ -1,0 +1,232 @@
+"""An experiment: everything a run depends on, as one frozen tree of plain values.
+
+A TOML file and the command line's flags give the same tree, and the tree is written into the run
+directory, so that a run can be repeated from it. An unknown key is an error that names the nearest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import tomli_w
+
+from privfr.errors import InputError
+
+__all__ = ["Data", "Engine", "Experiment", "Federation", "Method", "Model", "Training", "load_experiment"]
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Above0 = Annotated[float, msgspec.Meta(gt=0)]
+AtLeast0 = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+
+class _Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the experiment."""
+
+
+class Data(_Node):
+    """Whose faces, and how they are dealt out. Identities are disjoint between the three parts.
+
+    source: "synthetic[:identities=,images=,seed=]", "celeba:ROOT", "lfw:ROOT" or a folder.  size: side of
+    the square picture in pixels, or [height, width].  public: identities to pretrain on; test: identities
+    nobody trains on; both counts.  scheme: "one" identity a client, "many" (`per_client` each, 0 for all
+    that are left), or "dirichlet" over images with concentration `alpha`.
+    """
+
+    source: str = "synthetic"
+    size: tuple[Positive, Positive] = (64, 64)
+    clients: Positive = 8
+    public: Count = 0
+    test: Annotated[int, msgspec.Meta(ge=2)] = 20
+    scheme: Literal["one", "many", "dirichlet"] = "many"
+    per_client: Count = 0
+    alpha: Above0 = 0.5
+    min_images: Positive = 2
+    download: bool = False
+
+
+class Model(_Node):
+    """Which network. dim: width of its embedding, 0 for the network's own."""
+
+    backbone: str = "small"
+    dim: Count = 0
+
+
+class Method(_Node):
+    """What is learnt from a client's faces, and with which head. restart: give the head new class means
+    at the start of every round instead of keeping it.
+    """
+
+    name: str = "supervised"
+    head: Literal["cosface", "arcface", "softmax", "sphereface2"] = "cosface"
+    scale: Above0 = 30.0
+    margin: AtLeast0 = 0.2
+    restart: bool = False
+
+
+class Training(_Node):
+    """How a client trains between two messages; pretraining and the baselines share it.
+
+    threads: computing threads of one client, fixed, since the last bit of a sum depends on them.
+    decay: learning rate of the last round as a share of the first, reached along a half cosine.
+    """
+
+    epochs: Positive = 1
+    batch: Positive = 32
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Above0 = 1e-3
+    weight_decay: AtLeast0 = 0.0
+    decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    flip: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive = 1
+
+
+class Pretraining(_Node):
+    """How the common start is trained on the public identities. epochs: 0 for a random start."""
+
+    epochs: Count = 0
+    batch: Positive = 32
+    learning_rate: Above0 = 1e-3
+    weight_decay: AtLeast0 = 0.0
+    decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
+    margin: AtLeast0 = 0.2
+    warmup: Count = 2
+
+
+class Federation(_Node):
+    """The federation. rounds: how many.  threshold: fewest survivors for an aggregate, 0 for two thirds."""
+
+    rounds: Positive = 6
+    backend: str = "plain"
+    threshold: Count = 0
+
+
+class Engine(_Node):
+    """Where clients run. workers: clients at once, 0 for one a core.  cores: computing threads of what is
+    trained and measured outside of clients, 0 for all.  dropout: share of messages lost.  phases: kinds
+    of the server's messages the losses hit ("begin", "result", ...), all if empty.
+    """
+
+    name: Literal["local"] = "local"
+    workers: Count = 0
+    cores: Count = 0
+    dropout: Share = 0.0
+    phases: tuple[str, ...] = ()
+
+
+class Experiment(_Node):
+    """Everything a run depends on. seed: of the split, the start, the order of pictures, the losses.
+
+    baselines: what else to train for comparison, "individual" (every client alone) and "centralised".
+    """
+
+    seed: Count = 0
+    data: Data = Data()
+    model: Model = Model()
+    method: Method = Method()
+    training: Training = Training()
+    pretraining: Pretraining = Pretraining()
+    federation: Federation = Federation()
+    engine: Engine = Engine()
+    baselines: tuple[Literal["individual", "centralised"], ...] = ()
+
+    def digest(self) -> bytes:
+        """BLAKE2b-256 of what members must agree on: all but where and how parallel it runs."""
+        agreed = msgspec.structs.replace(self, engine=Engine(), baselines=())
+        return hashlib.blake2b(msgspec.json.encode(agreed), digest_size=32).digest()
+
+    def resolved(self) -> Experiment:
+        """Fill in what 0 leaves to the machine, so that the tree says what was really run."""
+        cores = os.cpu_count() or 1
+        clients = self.data.clients
+        engine, federation = self.engine, self.federation
+        return msgspec.structs.replace(
+            self,
+            engine=msgspec.structs.replace(
+                engine, workers=min(engine.workers or cores, clients), cores=engine.cores or cores
+            ),
+            federation=msgspec.structs.replace(
+                federation, threshold=federation.threshold or max(2, -(-2 * clients // 3))
+            ),
+        )
+
+    def to_toml(self) -> str:
+        """Write the tree as TOML that `load_experiment` reads back."""
+        return tomli_w.dumps(msgspec.to_builtins(self))
+
+
+def load_experiment(path: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Experiment:
+    """Read an experiment from a TOML file, then apply changes such as {"data.clients": 40}.
+
+    Raises `InputError` naming the file and key for an unreadable file, an unknown key or a wrong value.
+    """
+    tree: dict[str, Any] = _read(Path(path)) if path else {}
+    origin = str(path) if path else "experiment"
+    _check_keys(tree, Experiment, origin, "")
+    for key, value in (changes or {}).items():
+        _set(tree, key, value)
+    _check_keys(tree, Experiment, origin, "")
+    if isinstance(size := tree.get("data", {}).get("size"), int):
+        tree["data"]["size"] = (size, size)
+    try:
+        return msgspec.convert(tree, Experiment)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{origin}: {_readable(error)}") from None
+
+
+def parse_value(text: str) -> Any:
+    """Read one value as TOML writes it; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"{path}: cannot be read ({reason}); give a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+
+
+def _check_keys(tree: Mapping[str, Any], node: type[msgspec.Struct], origin: str, prefix: str) -> None:
+    known = {field.name: field.type for field in msgspec.structs.fields(node)}
+    for key, value in tree.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+            raise InputError(f"{origin}: unknown key {prefix}{key}; {hint}")
+        child = known[key]
+        if isinstance(child, type) and issubclass(child, msgspec.Struct):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{origin}: {prefix}{key} is a table, not {value!r}")
+            _check_keys(value, child, origin, f"{prefix}{key}.")
+
+
+def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *tables, key = dotted.split(".")
+    for table in tables:
+        tree = tree.setdefault(table, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"{dotted}: {table} is a value, not a table")
+    tree[key] = value
+
+
+def _readable(error: msgspec.ValidationError) -> str:
+    """Turn "Expected `int`, got `str` - at `$.data.clients`" round, key first."""
+    message, _, where = str(error).partition(" - at `$.")
+    message = message[:1].lower() + message[1:].replace("`", "")
+    return f"{where.rstrip('`')}: {message}" if where else message

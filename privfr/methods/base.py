@@ -1,0 +1,65 @@
+"""What a method is: what is learnt from a client's faces, and which tensors may leave the device.
+
+A method knows no backend and no engine. Adding one is one file with one class of this shape.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from privfr.faces.datasets import Faces
+from privfr.faces.recogniser import embed
+
+__all__ = ["FaceModel", "Method", "class_means"]
+
+
+class FaceModel(nn.Module):
+    """A backbone, which is shared, and a head, which is not; tensors are named backbone.* and head.*."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each example: float32 [n].  images: float32 [n, 3, height, width]; labels: int64 [n]."""
+        embedding = self.backbone(images)
+        # The head always in float32: margins of a few hundredths drown in bfloat16's eight bits.
+        with torch.autocast(images.device.type, enabled=False):
+            loss: Tensor = self.head(embedding.float(), labels)
+        return loss
+
+
+class Method(Protocol):
+    """What is learnt from faces.
+
+    metrics: names of what `loss` averages report, in summand order.  discloses: what leaves the device
+    beside the shared tensors and metrics inside the sum; printed in every report.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    discloses: tuple[str, ...]
+
+    def build(self, identities: int, seed: int) -> nn.Module:
+        """Make the module one client trains, the same for the same seed."""
+
+    def shared(self, tensor: str) -> bool:
+        """Whether the tensor of this name is part of the shared vector."""
+
+    def start(self, module: nn.Module, faces: Faces, fresh: bool) -> None:
+        """Prepare the private tensors at a round's start. fresh: whether this client has none yet."""
+
+    def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each example: float32 [n], never reduced, so that privacy can clip each by itself."""
+
+
+def class_means(backbone: nn.Module, faces: Faces) -> Tensor:
+    """Mean of the unit embeddings of each identity: float32 [identities, dim]."""
+    embedding = torch.from_numpy(embed(backbone, faces.images))
+    labels = torch.from_numpy(faces.labels)
+    means = torch.zeros(len(faces.names), embedding.shape[1])
+    return means.index_add_(0, labels, embedding) / torch.bincount(labels, minlength=len(faces.names))[:, None]

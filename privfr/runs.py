@@ -1,0 +1,359 @@
+"""One experiment from its first picture to its report, in a run directory.
+
+The stages: measure the untrained network, pretrain on the public identities, federate, and what was asked
+for in comparison. Each asks the report whether it is done and commits to it when it is, so that `resume`
+repeats at most the round in progress, from the same seeds and so with the same result.
+"""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from privfr.backends import backend as backend_named
+from privfr.directory import Checkpoint, RunDirectory
+from privfr.engines.local import Dropouts, LocalEngine
+from privfr.errors import InputError
+from privfr.experiment import Experiment, Training
+from privfr.faces.datasets import Faces, load
+from privfr.faces.partition import Split, split
+from privfr.faces.recogniser import Recogniser
+from privfr.faces.verification import Verification, all_pairs_roc, evaluate
+from privfr.federation import Coordinator, Member, Policy, run_round
+from privfr.methods import method_of
+from privfr.report import ClientTrained, Event, Individual, Measured, Observer, Report, RoundEnded, Stage
+from privfr.storage import write_atomic
+from privfr.trainer import Learner, layout_of, shared_vector
+from privfr.vector import Vector
+
+__all__ = ["resume", "run"]
+
+
+def run(experiment: Experiment, directory: str | Path, observe: Observer = lambda event: None) -> Report:
+    """Run an experiment in a new directory; gives the report that also lies there as report.json.
+
+    Raises `InputError` for data or settings that cannot be used, and for a directory already in use.
+    """
+    place, experiment = RunDirectory(directory), experiment.resolved()
+    place.claim()
+    faces = _load(experiment, observe)
+    data = experiment.data
+    parts = split(
+        faces, clients=data.clients, public=data.public, test=data.test, scheme=data.scheme,
+        per_client=data.per_client or None, alpha=data.alpha, min_images=data.min_images, seed=experiment.seed,
+    )  # fmt: skip
+    new = _Run(experiment, place, faces, parts, observe)
+    place.begin(experiment, parts, new.report)
+    return new.execute()
+
+
+def resume(directory: str | Path, observe: Observer = lambda event: None) -> Report:
+    """Go on with an interrupted run; its models are those of a run that was not interrupted, to the bit.
+
+    Raises `InputError` where the directory holds no run.
+    """
+    place = RunDirectory(directory)
+    report = place.report()
+    if report.finished:
+        return report
+    experiment = place.experiment()
+    faces = _load(experiment, observe)
+    old = _Run(experiment, place, faces, place.split(), observe)
+    old.report = report
+    return old.execute()
+
+
+def _load(experiment: Experiment, observe: Observer) -> Faces:
+    data = experiment.data
+    return load(
+        data.source, data.size, download=data.download, min_images=data.min_images,
+        progress=lambda done, total: observe(Stage("pictures", done, total)),
+    )  # fmt: skip
+
+
+class _Run:
+    """The stages of one run."""
+
+    def __init__(
+        self, experiment: Experiment, place: RunDirectory, faces: Faces, parts: Split, observe: Observer
+    ) -> None:
+        self.experiment, self.place, self.watch = experiment, place, observe
+        self.public = parts.public_faces(faces) if parts.public else None
+        self.test = parts.test_faces(faces)
+        self.clients = [parts.faces_of(faces, client) for client in range(len(parts.clients))]
+        self.method = method_of(experiment)
+        self.backend = backend_named(experiment.federation.backend)
+        self.layout = layout_of(self.method)
+        self._stop = False
+        self.report = self._blank_report()
+
+    def execute(self) -> Report:
+        """Go through the stages that the report does not yet have."""
+        before, started = self.report.seconds, time.perf_counter()
+        baselines = {"individual": self._individual, "centralised": self._centralised}
+        wanted = [baselines[name] for name in self.experiment.baselines]
+        for stage in (self._untrained, self._pretrain, self._federate, *wanted):
+            stage()
+            self.report.seconds = before + time.perf_counter() - started
+            self.place.commit(self.report)
+        self.report.finished = True
+        self.place.commit(self.report)
+        return self.report
+
+    # The stages
+
+    def _untrained(self) -> None:
+        if self.report.untrained is None:
+            self.report.untrained = self._publish("untrained", self._initial())
+
+    def _pretrain(self) -> None:
+        wanted, training = self.experiment.pretraining, self.experiment.training
+        if self.report.pretrained is not None or not wanted.epochs:
+            return
+        if self.public is None:
+            raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
+        training = msgspec.structs.replace(
+            training, epochs=1, batch=wanted.batch, learning_rate=wanted.learning_rate,
+            weight_decay=wanted.weight_decay, decay=wanted.decay, threads=self.experiment.engine.cores,
+        )  # fmt: skip
+        learner = self._learner("public", self.public, training, wanted.epochs)
+
+        def warm_up(epoch: int) -> None:
+            learner.method = replace(self.method, margin=wanted.margin if epoch >= wanted.warmup else 0.0)
+
+        model = self._alone("pretraining", learner, self._initial(), self.place.model("pretraining"), warm_up)
+        self.report.pretrained = self._publish("pretrained", model)
+
+    def _federate(self) -> None:
+        rounds, done = self.experiment.federation.rounds, len(self.report.rounds)
+        if self.report.final is not None:
+            return
+        model = self._read(f"round-{done}") if done else self._start()
+        keyring, members = self._members(model, done)
+        coordinator = self._coordinator(keyring, model, done)
+        engine = self._engine(members)
+        self._observe(Stage("federated", done, rounds))
+        with self._stopping():
+            while coordinator.round < rounds:
+                self._round(coordinator, engine, members)
+        self.report.final = self._publish("federated", coordinator.model)
+
+    def _individual(self) -> None:
+        """Every client alone, from the same start, for as many steps: what a client has without the others."""
+        if self.report.individual is not None:
+            return
+        rounds, start, total = self.experiment.federation.rounds, self._start(), len(self.clients)
+
+        def train(client: int) -> float:
+            learner = self._learner(client, self.clients[client], self.experiment.training, rounds)
+            model = self._alone("", learner, start, self.place.client(client) / "training.safetensors")
+            own = self._recogniser(model)
+            own.save(self.place.client(client) / "individual.safetensors")
+            return all_pairs_roc(own.embed(self.test.images), self.test.labels).eer
+
+        eer: list[float] = []
+        self._observe(Stage("individual", 0, total))
+        with self._stopping(), ThreadPoolExecutor(self.experiment.engine.workers) as pool:
+            for value in pool.map(train, range(total)):
+                eer.append(value)
+                self._observe(Stage("individual", len(eer), total))
+        mean, spread = statistics.fmean(eer), statistics.pstdev(eer)
+        self.report.individual = Individual(tuple(eer), mean, spread, min(eer), max(eer))
+
+    def _centralised(self) -> None:
+        """All clients' pictures in one place, from the same start, for as many steps: the upper bound."""
+        if self.report.centralised is not None:
+            return
+        training = msgspec.structs.replace(self.experiment.training, threads=self.experiment.engine.cores)
+        learner = self._learner("all", _together(self.clients), training, self.experiment.federation.rounds)
+        model = self._alone("centralised", learner, self._start(), self.place.model("centralised-training"))
+        self.report.centralised = self._publish("centralised", model)
+
+    # One round
+
+    def _round(self, coordinator: Coordinator, engine: LocalEngine, members: dict[int, Member]) -> None:
+        inside, trained = engine.seconds, sum(member.learn_seconds for member in members.values())
+        outcome = run_round(engine.exchange, coordinator)
+        trained = sum(member.learn_seconds for member in members.values()) - trained
+        self._account(trained, engine.seconds - inside - trained, outcome.server_seconds)
+        outcome.faults = [*outcome.faults, *engine.refusals]
+        engine.refusals.clear()
+        done = coordinator.round
+        self._recogniser(coordinator.model).save(self.place.model(f"round-{done}"))
+        for client, member in members.items():
+            write_atomic(self._private(client, done), member.learner.save(), private=True)
+        eer = self._eer(coordinator.model)
+        self.report.rounds.append(outcome)
+        self.report.eer.append(eer)
+        self.place.commit(self.report)
+        self.place.model(f"round-{done - 1}").unlink(missing_ok=True)
+        for client in members:
+            self._private(client, done - 1).unlink(missing_ok=True)
+        self._observe(RoundEnded(outcome, eer))
+        self._observe(Stage("federated", done, self.experiment.federation.rounds, outcome.metrics.get("loss")))
+
+    def _members(self, model: Vector, done: int) -> tuple[Any, dict[int, Member]]:
+        """Set the clients up, as after `done` rounds; also the server's keyring."""
+        experiment, roster = self.experiment, tuple(range(len(self.clients)))
+        server_keyring, keyrings = self.backend.provision(roster, secrets.token_bytes)
+        threshold = experiment.federation.threshold
+        policy = Policy(min(2, len(roster)), min(2, threshold), (self.backend.name,))
+        missed = self.report.rounds[-1].missed if done else roster
+        members = {}
+        for client, faces in enumerate(self.clients):
+            learner = self._learner(client, faces, experiment.training, experiment.federation.rounds)
+            if done and (saved := self._private(client, done)).exists():
+                learner.restore(saved.read_bytes())
+            members[client] = Member(
+                client, self.backend, keyrings[client], learner, self.layout.digest, experiment.digest(),
+                self.method.metrics, secrets.token_bytes, policy, None if client in missed else model,
+            )  # fmt: skip
+        return server_keyring, members
+
+    def _coordinator(self, keyring: Any, model: Vector, done: int) -> Coordinator:
+        roster = tuple(range(len(self.clients)))
+        missed = self.report.rounds[-1].missed if done else roster
+        return Coordinator(
+            bytes.fromhex(self.report.run), self.backend, keyring, roster, self.experiment.federation.threshold,
+            self.layout.digest, self.experiment.digest(), self.method.metrics, model, done, set(roster) - set(missed),
+        )  # fmt: skip
+
+    def _engine(self, members: dict[int, Member]) -> LocalEngine:
+        wanted = self.experiment.engine
+        dropouts = Dropouts(wanted.dropout, self.experiment.seed, wanted.phases)
+        return LocalEngine(members, wanted.workers, dropouts)
+
+    def _account(self, training: float, clients: float, server: float) -> None:
+        profile = self.report.profile
+        profile.training, profile.clients = profile.training + training, profile.clients + clients
+        profile.server += server
+        self.report.overhead = profile.overhead
+
+    # Training in one place
+
+    def _learner(self, who: int | str, faces: Faces, training: Training, rounds: int) -> Learner:
+        def stepped(done: int, total: int, loss: float) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self.watch(ClientTrained(str(who), done, total, loss))
+
+        experiment = self.experiment
+        return Learner(who, self.method, faces, training, self.layout, rounds, experiment.seed, stepped=stepped)
+
+    def _alone(
+        self,
+        stage: str,
+        learner: Learner,
+        start: Vector,
+        path: Path,
+        before: Callable[[int], None] = lambda round: None,
+    ) -> Vector:
+        """Train one learner for its rounds, as a client would without a federation; resumes from `path`."""
+        found = Checkpoint.load(path) or Checkpoint(0, start, {})
+        model, learner.private = found.model, found.private
+        for round in range(found.done, learner.rounds):
+            before(round)
+            update = learner.learn(model, round)
+            model = model + update.vector
+            Checkpoint(round + 1, model, learner.private).save(path)
+            if stage:
+                self._observe(Stage(stage, round + 1, learner.rounds, update.metrics["loss"]))
+        return model
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Have workers stop at their next step when this thread is interrupted, not at their end."""
+        try:
+            yield
+        except BaseException:
+            self._stop = True
+            raise
+
+    # Models and measures
+
+    def _initial(self) -> Vector:
+        return shared_vector(self.method.build(1, self.experiment.seed), self.method, self.layout)
+
+    def _start(self) -> Vector:
+        """Where federation and baselines all start: the pretrained model if there is one."""
+        return self._initial() if self.report.pretrained is None else self._read("pretrained")
+
+    def _read(self, name: str) -> Vector:
+        tensors = Recogniser.load(self.place.model(name)).tensors()
+        return self.layout.flatten({f"backbone.{key}": value for key, value in tensors.items()})
+
+    def _recogniser(self, model: Vector) -> Recogniser:
+        found = Recogniser.new(self.method.backbone, self.method.size, self.method.dim)
+        tensors = self.layout.restore(model)
+        found.load_tensors({key.removeprefix("backbone."): value for key, value in tensors.items()})
+        return found
+
+    def _eer(self, model: Vector) -> float:
+        torch.set_num_threads(self.experiment.engine.cores)
+        return all_pairs_roc(self._recogniser(model).embed(self.test.images), self.test.labels).eer
+
+    def _publish(self, name: str, model: Vector) -> Verification:
+        """Measure a model on the test identities and write it with its thresholds."""
+        torch.set_num_threads(self.experiment.engine.cores)
+        found = self._recogniser(model)
+        embeddings = found.embed(self.test.images)
+        curve = all_pairs_roc(embeddings, self.test.labels)
+        found.thresholds = {far: curve.threshold_at(float(far)) for far in curve.tar_at_far_table()}
+        found.about = {"run": self.report.run, "model": name}
+        found.save(self.place.model(name))
+        measured = evaluate(embeddings, self.test.labels, self.experiment.seed)
+        self._observe(Measured(name, measured.eer, measured.auc))
+        return measured
+
+    # The record
+
+    def _private(self, client: int, round: int) -> Path:
+        return self.place.client(client) / f"round-{round}.safetensors"
+
+    def _observe(self, event: Event) -> None:
+        self.place.log(event)
+        self.watch(event)
+
+    def _blank_report(self) -> Report:
+        distributions = ("privfr", "torch", "numpy", "pynacl", "cryptography")
+        versions = {name: version(name) for name in distributions} | {"python": platform.python_version()}
+        groups = {"public": self.public, "test": self.test}
+        return Report(
+            run=secrets.token_hex(16),
+            experiment=msgspec.to_builtins(self.experiment),
+            versions=versions,
+            server_learns=self.backend.server_learns,
+            trust=self.backend.trust,
+            discloses=self.method.discloses,
+            people={name: len(group.names) if group else 0 for name, group in groups.items()}
+            | {"clients": len({name for faces in self.clients for name in faces.names})},
+            pictures={name: len(group) if group else 0 for name, group in groups.items()}
+            | {"clients": sum(map(len, self.clients))},
+            parameters=self.layout.size,
+        )
+
+
+def _together(clients: list[Faces]) -> Faces:
+    """Merge the clients' faces as one data set; a person on two clients is one person."""
+    names = sorted({name for faces in clients for name in faces.names})
+    number = {name: label for label, name in enumerate(names)}
+    labels = [np.array([number[name] for name in faces.names], np.int64)[faces.labels] for faces in clients]
+    return Faces(
+        np.concatenate([faces.images for faces in clients]),
+        np.concatenate(labels),
+        tuple(names),
+        tuple(file for faces in clients for file in faces.files),
+    )

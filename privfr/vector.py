@@ -1,0 +1,146 @@
+"""Models as flat vectors: what is added up.
+
+A client's contribution to a round is one *summand*: its weight, its training metrics and its model
+update, all in one vector, so that a backend which hides a vector hides all three. The law every backend
+keeps, and the tests check, is
+
+    decode(sum of the summands) == weighted mean of the updates
+
+Layout
+    A summand is float32 [1 + metrics + size]: weight, weight * metric for each metric, weight * update.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from privfr.errors import BadFrame, LocalProtocolError
+
+__all__ = ["Aggregate", "Layout", "Update", "Vector", "digest", "from_bytes", "mean_of_sum"]
+
+Vector = NDArray[np.float32]
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Order and shapes of the named tensors that make up a shared vector.
+
+    names: tensor names in vector order.  shapes: their shapes, in the same order.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, NDArray[np.float32]]) -> Layout:
+        """Layout of these tensors, in the mapping's order."""
+        return cls(tuple(tensors), tuple(tuple(tensor.shape) for tensor in tensors.values()))
+
+    @property
+    def size(self) -> int:
+        """Numbers in a vector of this layout."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def digest(self) -> bytes:
+        """BLAKE2b-256 of the layout: two sides that hold the same digest mean the same tensors."""
+        return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=32).digest()
+
+    def flatten(self, tensors: Mapping[str, NDArray[np.float32]]) -> Vector:
+        """Copy the named tensors into one float32 vector [size].
+
+        Raises `LocalProtocolError` where a tensor is missing or of another shape.
+        """
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            found = tensors[name].shape if name in tensors else None
+            if found != shape:
+                raise LocalProtocolError(f"tensor {name!r} is {found}, the layout says {shape}")
+        parts = [np.asarray(tensors[name], np.float32).reshape(-1) for name in self.names]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def restore(self, vector: Vector) -> dict[str, Vector]:
+        """View a float32 vector [size] as the named tensors; nothing is copied."""
+        if vector.shape != (self.size,):
+            raise LocalProtocolError(f"a vector of {vector.shape} does not fit a layout of {self.size}")
+        tensors, start = {}, 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            end = start + math.prod(shape)
+            tensors[name] = vector[start:end].reshape(shape)
+            start = end
+        return tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What one client adds to a round.
+
+    vector: float32 [size], local model minus the round's model.  weight: what the mean weighs it by,
+    usually the number of pictures trained on.  metrics: name -> value, averaged by weight.
+    """
+
+    vector: Vector
+    weight: float
+    metrics: Mapping[str, float]
+
+    def summand(self) -> Vector:
+        """Weight, metrics and vector as the one float32 vector that is summed (see the module's Layout)."""
+        head = np.array([1.0, *self.metrics.values()], np.float32)
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise LocalProtocolError(f"an update's weight is a finite number above 0, not {self.weight}")
+        summand = np.concatenate([head, self.vector])
+        summand *= np.float32(self.weight)
+        return summand
+
+    def __repr__(self) -> str:
+        """Say the size only: an update describes its client's faces."""
+        return f"<Update of {self.vector.size} numbers>"
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregate:
+    """What a round gives: the weighted mean over its survivors.
+
+    vector: float32 [size].  weight: sum of weights.  count: survivors.  metrics: weighted means.
+    """
+
+    vector: Vector
+    weight: float
+    count: int
+    metrics: Mapping[str, float]
+
+
+def mean_of_sum(total: Vector, count: int, metrics: tuple[str, ...]) -> Aggregate:
+    """Decode a sum of summands, float32 [1 + metrics + size]. Raises `BadFrame` where no weight is in it."""
+    weight = float(total[0])
+    if not (math.isfinite(weight) and weight > 0):
+        raise BadFrame(f"the sum holds a total weight of {weight}")
+    head = 1 + len(metrics)
+    means = {name: float(total[1 + i]) / weight for i, name in enumerate(metrics)}
+    return Aggregate(total[head:] / np.float32(weight), weight, count, means)
+
+
+def from_bytes(data: memoryview | bytes, size: int) -> Vector:
+    """View little-endian float32 bytes as a vector [size]; nothing is copied.
+
+    Raises `BadFrame` for another length, and for numbers that are not finite or so large that their
+    squares overflow float32 (above 1.8e19): one such number would spoil the sum for everybody.
+    """
+    if len(data) != 4 * size:
+        raise BadFrame(f"{len(data)} bytes where {4 * size} belong ({size} numbers)")
+    vector = np.frombuffer(data, np.dtype("<f4"))
+    with np.errstate(all="ignore"):
+        # One pass and no temporary: a dot product is finite only if every term is.
+        if not np.isfinite(np.dot(vector, vector)):
+            raise BadFrame("the vector holds a number that is not finite, or absurdly large")
+    return vector
+
+
+def digest(vector: Vector) -> bytes:
+    """BLAKE2b-256 of a vector's little-endian float32 bytes."""
+    return hashlib.blake2b(np.ascontiguousarray(vector, "<f4").data, digest_size=32).digest()
