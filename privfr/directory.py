@@ -42,6 +42,13 @@ class RunDirectory:
         """Where the model of this name lies."""
         return self.root / "models" / f"{name}.safetensors"
 
+    def others(self) -> dict[str, Path]:
+        """Models of this run beside the federated one, by name: baselines, and each client's own."""
+        names = ("untrained", "pretrained", "centralised")
+        found = {name: self.model(name) for name in names if self.model(name).exists()}
+        own = sorted(self.root.glob("clients/*/individual.safetensors"))
+        return found | {f"individual {int(path.parent.name)}": path for path in own}
+
     def client(self, client: int) -> Path:
         """Folder of what would be on one client's device."""
         return self.root / "clients" / f"{client:04d}"

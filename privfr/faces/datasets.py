@@ -341,3 +341,15 @@ def _shown(name: str) -> str:
 def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def contact_sheet(faces: Faces, people: int = 12, pictures: int = 12) -> NDArray[np.uint8]:
+    """Lay out the first pictures of the first people, a row a person: uint8 [rows, columns, 3]."""
+    height, width = faces.images.shape[1:3]
+    shown = range(min(people, len(faces.names)))
+    sheet = np.full((len(shown) * height, pictures * width, 3), 255, np.uint8)
+    for label in shown:
+        for column, row in enumerate(np.flatnonzero(faces.labels == label)[:pictures]):
+            top, left = label * height, column * width
+            sheet[top : top + height, left : left + width] = faces.images[row]
+    return sheet

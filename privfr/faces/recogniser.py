@@ -67,6 +67,13 @@ class Recogniser:
             raise InputError(f"pictures are {images.shape[1]}x{images.shape[2]}, this model takes {self.size}")
         return embed(self.network, images)
 
+    def threshold_at(self, far: str) -> float:
+        """Cosine to decide at for a FAR such as "1e-2". Raises `InputError` for one that was not measured."""
+        if far not in self.thresholds:
+            known = ", ".join(self.thresholds) or "none"
+            raise InputError(f"FAR {far}: this model's test pairs gave thresholds for {known}; choose one of these")
+        return self.thresholds[far]
+
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Every tensor by name, as float32 arrays."""
         state = self.network.state_dict()

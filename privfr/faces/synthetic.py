@@ -86,6 +86,11 @@ class SyntheticIdentity:
     grain: int  # seeds moles, freckles and strands
 
     @property
+    def bald(self) -> bool:
+        """Only a wreath of hair above the ears is left."""
+        return self.hair_volume == 0.0
+
+    @property
     def nose_base(self) -> float:
         """Height of the nostrils."""
         return self.eye_level - self.nose_length
@@ -194,7 +199,7 @@ def identity(seed: int, index: int) -> SyntheticIdentity:
         "curl": max(0.0, float(rng.uniform(-0.6, 1.0))),
     }
     if bald:
-        values |= {"hairline": 1.3, "hair_volume": 0.0, "fringe": 0.0, "hair_length": -0.2, "curl": 0.0}
+        values |= {"hairline": 1.3, "hair_volume": 0.0, "fringe": 0.0, "hair_length": 0.1, "curl": 0.0}
     if man:
         values["brow_thickness"] *= 1.3
         values["jaw"] += 0.04
@@ -217,13 +222,13 @@ def _scene(rng: np.random.Generator) -> Shot:
     return Shot(
         yaw=float(np.clip(rng.normal(0.0, 0.36), -0.7, 0.7)),
         pitch=float(np.clip(rng.normal(0.0, 0.13), -0.3, 0.3)),
-        roll=float(rng.normal(0.0, 0.09)),
-        scale=float(np.exp(rng.normal(0.0, 0.06))),
-        shift=(float(rng.normal(0.0, 0.07)), float(rng.normal(0.0, 0.07))),
+        roll=float(rng.normal(0.0, 0.12)),
+        scale=float(np.exp(rng.normal(-0.02, 0.09))),
+        shift=(float(rng.normal(0.0, 0.1)), float(rng.normal(0.0, 0.1))),
         light=(float(rng.uniform(-1.4, 1.4)), float(rng.uniform(-0.2, 1.1))),
         key=_colour(1.3 * hard * cast),
         ambient=_colour((0.84 - 0.68 * hard) * fill),
-        exposure=float(np.exp(rng.normal(0.0, 0.42))),
+        exposure=float(np.exp(rng.normal(0.06, 0.42))),
         contrast=float(rng.uniform(0.7, 1.2)),
         blur=float(rng.uniform(0.75, 1.9)),
         noise=float(rng.uniform(0.0, 0.03)),
@@ -446,7 +451,8 @@ def _complexion(who: SyntheticIdentity, x: Array, y: Array, u: Array, relief: Ar
     dim = _dimming(who, x, y, rng)
     around = _resample(rows, rows, rows * 0.02) @ relief @ _resample(columns, columns, columns * 0.02).T
     dim *= 1.0 - np.clip(3.5 * (around - relief), -0.1, 0.35)  # creases see less of the sky
-    dim *= 1.0 - 0.42 * _step(y - _hair_edge(who, u) + 0.12, 0.4)  # shadow of the hair
+    if not who.bald:  # shadow of the hair
+        dim *= 1.0 - 0.42 * _step(y - _hair_edge(who, u) + 0.12, 0.4)
     tint = _column((0.1, -0.28, -0.25))[:, None]  # of blood under the skin
     albedo = _column(who.skin)[:, None] * np.clip(dim, 0.08, 1.1) * (1.0 + tint * blush)
     beard = _beard(who, x, y, u, rng)
@@ -476,8 +482,8 @@ def _hair(who: SyntheticIdentity, size: int) -> _Shell:
     locks = _cloud(rng, (rows, columns), (4 + int(14 * who.curl), 26))[0]
     ragged = 0.4 + 1.2 * max(who.fringe, 0.0) + 0.5 * who.curl
     edge = y - _hair_edge(who, u) + ragged * (0.05 * strands + 0.05 * locks)
-    if who.hair_volume == 0.0:  # bald: a wreath is left
-        edge = np.minimum(edge - 0.05, 0.42 - y + 0.05 * strands)
+    if who.bald:
+        edge = np.minimum(edge - 0.05, 0.62 - 0.12 * np.abs(np.abs(u) - 2.2) - y + 0.05 * strands)
     texture = np.empty((8, rows, columns), np.float32)
     tone = np.clip(1.0 + 0.35 * strands + 0.3 * locks, 0.35, 1.8) * (0.6 + 0.4 * _step(edge - 0.1, 0.3))
     texture[0:3] = _column(who.hair)[:, None] * tone
@@ -539,11 +545,8 @@ def _paint_eyes(who: SyntheticIdentity, how: Shot, skin: Array, x: Array, y: Arr
     _blend(skin, inside * _step(0.017 - glint, 0.02), (1.3, 1.3, 1.3))
     lash = _ridge(r - upper - 0.008, 0.016) * _step(1.08 - np.abs(e), 0.2)
     _blend(skin, (0.75 + 0.2 * how.make_up) * lash, (0.01, 0.008, 0.008))
-    _blend(
-        skin,
-        0.3 * _ridge(r - lower, 0.014) * _step(1.0 - np.abs(e), 0.2),
-        (0.06, 0.03, 0.03),
-    )
+    rim = 0.3 * _ridge(r - lower, 0.014) * _step(1.0 - np.abs(e), 0.2)
+    _blend(skin, rim, (0.06, 0.03, 0.03))
     crease = _ridge(r - upper - 0.055, 0.016) * _step(1.05 - np.abs(e), 0.4)
     _blend(skin, 0.45 * who.lid * crease, tuple(c * 0.35 for c in who.skin))
 
@@ -589,9 +592,8 @@ def _paint_mouth(who: SyntheticIdentity, how: Shot, skin: Array, x: Array, y: Ar
     _blend(skin, 0.25 * under, tuple(c * 0.4 for c in who.skin))
     cheek = np.abs(x) - (who.nose_width + 0.06 + 0.5 * np.clip(who.nose_base - y, 0.0, 1.0))
     laugh = _ridge(cheek, 0.025) * _step(y - level + 0.06, 0.15) * _step(level + 0.3 - y, 0.1)
-    _blend(
-        skin, 0.5 * max(0.0, how.smile) * (0.4 + 0.6 * who.fold) * laugh, tuple(c * 0.35 for c in who.skin)
-    )
+    laugh = laugh * (0.5 * max(0.0, how.smile) * (0.4 + 0.6 * who.fold))
+    _blend(skin, laugh, tuple(c * 0.35 for c in who.skin))
 
 
 def _paint_extras(who: SyntheticIdentity, how: Shot, texture: Array, shell: _Shell) -> None:
@@ -603,9 +605,8 @@ def _paint_extras(who: SyntheticIdentity, how: Shot, texture: Array, shell: _She
         lens = (((x - who.eye_spacing - 0.01) / wide) ** 4 + (r / tall) ** 4) ** 0.25
         _blend(texture[0:3][:, *window], _step(1.0 - lens, 0.1) * (0.06 + how.tint), (0.02, 0.02, 0.025))
         frame = np.exp(-0.5 * ((lens - 1.0) / 0.075) ** 4)
-        frame = np.maximum(
-            frame, _step(0.035 - np.abs(r - 0.06), 0.03) * (_step(0.1 - x, 0.03) + _step(x - 0.7, 0.03))
-        )
+        ends = _step(0.1 - x, 0.03) + _step(x - 0.7, 0.03)  # the bridge and the temples
+        frame = np.maximum(frame, _step(0.035 - np.abs(r - 0.06), 0.03) * ends)
         _blend(texture[0:3][:, *window], np.minimum(frame, 1.0), how.accessory)
         texture[7][window] += 0.3 * frame
     if how.scarf:
@@ -626,12 +627,10 @@ def _dressed_skin(who: SyntheticIdentity, how: Shot, size: int) -> tuple[_Shell,
     level = who.mouth_line
     window = _window(shell, -0.95, 0.95, level - 0.4, level + 0.4)
     _paint_mouth(who, how, texture[0:3][:, *window], shell.x[window], shell.y[window[0]])
-    if how.strand:
+    if how.strand and not who.bald:
         window = _window(shell, -1.2, 1.2, who.eye_level - 0.3, who.crown)
-        centre = how.strand * (0.5 + 0.5 * (1.0 - shell.y[window[0]]))
-        lock = np.exp(-(((shell.x[window] - centre) / 0.05) ** 2)) * (
-            0.6 + 0.4 * np.sin(shell.x[window] * 150)
-        )
+        centre = how.strand * (0.4 + 0.7 * (1.0 - shell.y[window[0]]) ** 1.5)
+        lock = _ridge(shell.x[window] - centre, 0.05) * _step(shell.y[window[0]] - who.eye_level + 0.1, 0.3)
         _blend(texture[0:3][:, *window], lock, who.hair)
     if how.glasses or how.scarf:
         _paint_extras(who, how, texture, shell)
@@ -646,9 +645,8 @@ def _dressed_hair(who: SyntheticIdentity, how: Shot, size: int) -> tuple[_Shell,
     texture = shell.texture.copy()
     rim = shell.y - (min(who.hairline, 1.0) - 0.22)
     cover = np.broadcast_to(_step(rim, 0.03), shell.x.shape)
-    knit = (1.0 + 0.1 * np.sin(np.arange(shell.x.shape[1]) * 1.3)) * (
-        1.0 - 0.25 * _step(0.02 - np.abs(rim - 0.24), 0.03)
-    )
+    knit = 1.0 - 0.25 * _step(0.02 - np.abs(rim - 0.24), 0.03)
+    knit = knit * (1.0 + 0.1 * np.sin(np.arange(shell.x.shape[1]) * 1.3))
     _blend(texture[0:3], cover, tuple((c * knit).astype(np.float32) for c in how.accessory))
     texture[6] = np.maximum(texture[6], cover)
     texture[7] *= 1.0 - cover
@@ -685,12 +683,9 @@ class _Light:
         shine *= shine
         shine = shine * shine * gloss * (lit * 0.5)
         colour = np.empty_like(albedo)
-        for plane, key, ambient, wrap in zip(
-            range(3), self.how.key, self.how.ambient, (0.3, 0.18, 0.12), strict=True
-        ):
-            diffuse = (
-                np.maximum(facing * (1.0 / (1.0 + wrap)) + wrap / (1.0 + wrap), 0.0) * lit
-            )  # red wanders further
+        for plane, wrap in enumerate((0.3, 0.18, 0.12)):  # red light wanders further under the skin
+            key, ambient = self.how.key[plane], self.how.ambient[plane]
+            diffuse = np.maximum(facing * (1.0 / (1.0 + wrap)) + wrap / (1.0 + wrap), 0.0) * lit
             colour[plane] = albedo[plane] * (diffuse * key + sky * ambient) + shine * key
         return colour
 
@@ -708,31 +703,29 @@ class _Rays:
     per_unit: float  # pixels per unit of length
 
     def meet(
-        self, shell: _Shell, relief: Array | None = None
+        self, shell: _Shell, relief: Array | None = None, wanted: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.intp], NDArray[np.int32], Array]:
-        """(pixels that hit the shell, their texels, share of the pixel covered)."""
+        """(pixels, among the `wanted`, that hit the shell; their texels; share of the pixel covered)."""
         sine, cosine = float(np.sin(self.how.yaw)), float(np.cos(self.how.yaw))
         width, depth, centre = shell.profile.T
         reach = np.sqrt((width * cosine) ** 2 + (depth * sine) ** 2)
-        table = np.stack(
-            [centre * sine, 1.0 / np.maximum(reach, 1e-3), reach, np.arctan2(depth * sine, width * cosine)]
-        )
+        phase = np.arctan2(depth * sine, width * cosine).astype(np.float32)
+        table = np.stack([centre * sine, 1.0 / np.maximum(reach, 1e-3), reach]).astype(np.float32)
         line = np.clip((_Y - self.y) * (_FINE / (2 * _Y)), 0, _FINE - 1).astype(np.int32)
-        middle, inverse, reach = table[:3].astype(np.float32).take(line, axis=1)
+        middle, inverse, reach = table.take(line, axis=1)
         sideways = (self.x - middle) * inverse
         cover = np.clip((1.0 - np.abs(sideways)) * reach * self.per_unit + 0.5, 0.0, 1.0)
         cover[reach < 0.02] = 0.0
-        hit = np.flatnonzero(cover)
+        hit = np.flatnonzero(cover if wanted is None else cover * wanted)
         sideways, inverse, line = sideways[hit], inverse[hit], line[hit]
-        phase = table[3].astype(np.float32)[line]
+        phase = phase[line]
         rows, columns = shell.x.shape
         row = (line * rows) // _FINE
         texel = self._texel(sideways, phase, row, columns)
-        for _ in range(2 if relief is not None else 0):  # what stands out is seen shifted: a fixed point
-            lift = relief.ravel()[texel]  # type: ignore[union-attr]
-            row = np.clip(
-                ((_Y - self.y[hit] - lift * np.sin(self.how.pitch)) * (rows / (2 * _Y))), 0, rows - 1
-            ).astype(np.int32)
+        for flat in () if relief is None else (relief.ravel(),) * 2:
+            lift = flat[texel]  # what stands out is seen shifted: two steps to the fixed point
+            y = self.y[hit] + lift * np.sin(self.how.pitch)
+            row = np.clip((_Y - y) * (rows / (2 * _Y)), 0, rows - 1).astype(np.int32)
             texel = self._texel(sideways - lift * sine * inverse, phase, row, columns)
         return hit, texel, cover[hit]
 
@@ -749,9 +742,8 @@ def _rays(how: Shot, size: int) -> _Rays:
     x, y = (line[None, :] - how.shift[0]) / how.scale, (-line[:, None] - 0.05 - how.shift[1]) / how.scale
     cosine, sine = float(np.cos(how.roll)), float(np.sin(how.roll))
     x, y = x * cosine + y * sine, y * cosine - x * sine
-    depth = np.maximum(
-        0.0, 1.0 - (x / 1.15) ** 2 - (y / 1.6) ** 2
-    )  # a paraboloid stands in for the head's depth
+    # For the pitch alone, a paraboloid stands in for the head's depth: no ray then misses by rounding.
+    depth = np.maximum(0.0, 1.0 - (x / 1.15) ** 2 - (y / 1.6) ** 2)
     y = (y + depth * np.sin(how.pitch)) / np.cos(how.pitch)
     return _Rays(x.ravel(), y.ravel().astype(np.float32), how, size / _VIEW * how.scale)
 
@@ -765,19 +757,19 @@ def _shadow(relief: Array, texel: NDArray[np.int32], light: _Light) -> Array:
         up = round(float(light.key[1]) * distance * rows / (2 * _Y))
         right = round(float(light.key[0]) * distance * columns / (2 * _U))
         there = flat[np.clip(texel - up * columns + right, 0, flat.size - 1)]
-        lit = np.minimum(
-            lit, 1.0 - np.clip((there - here - distance * max(0.1, light.key[2])) * 9.0, 0.0, 0.75)
-        )
+        above = there - here - distance * max(0.1, float(light.key[2]))
+        lit = np.minimum(lit, 1.0 - np.clip(above * 9.0, 0.0, 0.75))
     return lit
 
 
 def _background(how: Shot, rng: np.random.Generator, side: int) -> Array:
-    """[3, side, side]: a wall, its light falling off, with blurred things before it."""
+    """[3, 2 side, 2 side]: a wall, its light falling off, with blurred things before it."""
     wall = np.array(how.backdrop, np.float32)[:, None, None]
     fall = 1.0 + 0.5 * _cloud(rng, (side, side), (2, 2))
     things = _cloud(rng, (side, side), (int(rng.integers(2, 9)), int(rng.integers(2, 9))), 4)
     shapes = (things[3:] + 0.3 * things[:3]) * how.clutter * (0.4 + _step(things[3:], 0.15))
-    return np.clip(wall * fall * np.exp(shapes), 0.002, 1.2).astype(np.float32)
+    colour = np.clip(wall * fall * np.exp(shapes), 0.002, 1.2).astype(np.float32)
+    return colour.repeat(2, axis=1).repeat(2, axis=2)  # so smooth that half the samples do
 
 
 def _body(who: SyntheticIdentity, how: Shot, rays: _Rays, light: _Light, canvas: Array) -> None:
@@ -800,21 +792,21 @@ def _body(who: SyntheticIdentity, how: Shot, rays: _Rays, light: _Light, canvas:
     _lay(canvas, hit, _step(fall[hit], 0.04), light.shade(tone, normal, 0.02))
 
 
-def _ears(who: SyntheticIdentity, how: Shot, rays: _Rays, light: _Light, canvas: Array) -> None:
-    for side in (-1.0, 1.0):
-        middle = side * who.face_width * 0.99 * np.cos(how.yaw) - 0.1 * np.sin(how.yaw)
-        near = np.abs(rays.x - middle) < 0.2 * who.ear
-        hit = np.flatnonzero(near & (np.abs(rays.y - who.eye_level + 0.14) < 0.3 * who.ear))
-        u, v = (
-            (rays.x[hit] - middle) / (0.14 * who.ear),
-            (rays.y[hit] - who.eye_level + 0.14) / (0.27 * who.ear),
-        )
-        u = u - side * 0.25 * v
-        far = np.sqrt(u * u + v * v)
-        normal = np.stack([u * 0.6, v * 0.4, np.full_like(u, 0.75)])
-        dim = 0.95 - 0.5 * _ridge(far - 0.55, 0.16)
-        tone = _column(who.skin) * np.array([[1.0], [0.82], [0.8]], np.float32)
-        _lay(canvas, hit, _step(1.0 - far, 0.15), light.shade(tone * dim, normal, 0.08))
+def _ear(
+    who: SyntheticIdentity, how: Shot, rays: _Rays, light: _Light, canvas: Array, side: float, opacity: float
+) -> None:
+    """The ear of one side (-1 or 1); a head that turns away shows it broader."""
+    turned = max(0.0, -side * float(np.sin(how.yaw)))
+    middle = side * who.face_width * 0.99 * np.cos(how.yaw) - 0.1 * np.sin(how.yaw)
+    x, y = rays.x - middle, rays.y - who.eye_level + 0.14
+    hit = np.flatnonzero((np.abs(x) < 0.25 * who.ear) & (np.abs(y) < 0.3 * who.ear))
+    v = y[hit] / (0.27 * who.ear)
+    u = x[hit] / ((0.14 + 0.05 * turned) * who.ear) - side * 0.25 * v
+    far = np.sqrt(u * u + v * v)
+    normal = np.stack([u * 0.6, v * 0.4, np.full_like(u, 0.75)])
+    dim = 0.95 - 0.5 * _ridge(far - 0.55, 0.16)
+    tone = _column(who.skin) * _column((1.0, 0.82, 0.8))
+    _lay(canvas, hit, opacity * _step(1.0 - far, 0.15), light.shade(tone * dim, normal, 0.08))
 
 
 def _hand(who: SyntheticIdentity, how: Shot, rays: _Rays, light: _Light, canvas: Array) -> None:
@@ -848,21 +840,26 @@ def draw(who: SyntheticIdentity, how: Shot, rng: np.random.Generator, size: int 
     """
     size = _natural("size", size, 16)
     rays, light = _rays(how, size), _Light(how)
-    canvas = _background(how, rng, 2 * size).reshape(3, -1)
+    canvas = _background(how, rng, size).reshape(3, -1)
     (skin, paint), (hair, strands) = _dressed_skin(who, how, size), _dressed_hair(who, how, size)
     hit, texel, cover = rays.meet(hair)
-    inner = cover * _step(rays.y[hit] - who.hair_length + 0.1, 0.1)  # its inner side, seen behind the head
-    _lay(canvas, hit, inner, _column(who.hair) * 0.3 * (light.sky + 0.2))
+    if not who.bald:  # the inner side of the hair, seen behind the head
+        inner = cover * _step(rays.y[hit] - who.hair_length + 0.1, 0.1)
+        _lay(canvas, hit, inner, _column(who.hair) * 0.3 * (light.sky + 0.2))
     _body(who, how, rays, light, canvas)
-    _ears(who, how, rays, light, canvas)
+    for side in (-1.0, 1.0):
+        _ear(who, how, rays, light, canvas, side, 1.0)
     opacity = cover * strands[6].ravel()[texel]
     seen = np.flatnonzero(opacity)
-    outer = hit[seen], strands.reshape(8, -1).take(texel[seen], axis=1), opacity[seen]
-    hit, texel, cover = rays.meet(skin, paint[6])
+    outer, strand, opacity = hit[seen], strands.reshape(8, -1).take(texel[seen], axis=1), opacity[seen]
+    bare = np.ones(canvas.shape[1], np.bool_)
+    bare[outer[opacity > 0.995]] = False  # under opaque hair no skin need be shaded
+    hit, texel, cover = rays.meet(skin, paint[6], bare)
     point = paint.reshape(8, -1).take(texel, axis=1)
     _lay(canvas, hit, cover, light.shade(point[0:3], point[3:6], point[7], _shadow(paint[6], texel, light)))
-    hit, point, cover = outer
-    _lay(canvas, hit, cover, light.shade(point[0:3], point[3:6], point[7]))
+    if abs(how.yaw) > 0.1:  # the near ear lies before the cheek, the far one behind it
+        _ear(who, how, rays, light, canvas, -np.sign(how.yaw), min(1.0, 4.0 * abs(how.yaw) - 0.4))
+    _lay(canvas, outer, opacity, light.shade(strand[0:3], strand[3:6], strand[7]))
     if how.hand:
         _hand(who, how, rays, light, canvas)
     return _lens(canvas.reshape(3, 2 * size, 2 * size), how, rng, size)

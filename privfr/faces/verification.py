@@ -3,9 +3,9 @@
 A trial is a pair of images and its score, higher meaning more alike; it is accepted when score >= threshold.
 FAR is the share of impostor pairs accepted, TAR that of genuine pairs, FRR = 1 - TAR (ISO/IEC 19795-1).
 
-Cosines are rounded to steps of 2^-20, about what float32 arithmetic can tell apart. Equal pairs then tie
-whatever order a BLAS sums in (a collapsed model scores AUC 0.5, not 0 or 1 by luck of the last bit), and the
-ROC of *all* pairs is exact from two histograms, in bounded memory, for any number of pairs.
+Cosines are rounded to steps of 2^-20, about what float32 arithmetic can tell apart. A collapsed model, whose
+cosines are 1 but for the last bit, then scores AUC 0.5 and not 0 or 1 by luck of the order a BLAS sums in; and
+the ROC of *all* pairs follows exactly from two histograms, in bounded memory, for any number of pairs.
 """
 
 from __future__ import annotations
@@ -140,11 +140,10 @@ class Trials:
     @classmethod
     def drawn(cls, embeddings: ArrayLike, labels: ArrayLike, limit: int, seed: int) -> Trials:
         """All genuine and all impostor pairs; of a kind with more than `limit`, that many, from `seed`."""
-        units = _unit(embeddings)
-        identity, rng = _labels(labels, len(units)), np.random.default_rng(seed)
+        identity, rng = _labels(labels, len(_unit(embeddings))), np.random.default_rng(seed)
         pairs = [_pairs(identity, same, limit, rng) for same in (True, False)]
         i, j = np.concatenate(pairs, axis=1)
-        return cls.listed(units, identity, i, j)
+        return cls.listed(embeddings, identity, i, j)
 
     @cached_property
     def same(self) -> NDArray[np.bool_]:
@@ -175,8 +174,8 @@ def _run_ends(ranked: Floats) -> Indices:
 def _pairs(identity: Indices, same: bool, limit: int, rng: np.random.Generator) -> Indices:
     """Image indices [2, m] of the pairs of one kind.
 
-    With the images ordered by identity, image p makes its genuine pairs with start..p-1 and its impostor pairs
-    with 0..start-1, where its identity starts: so pairs can be numbered, and drawn, without being listed.
+    With the images ordered by identity, image p makes its genuine pairs with start..p-1 and its impostor
+    pairs with 0..start-1 (`start`: its identity's first image), so pairs can be numbered and drawn unlisted.
     """
     order = np.argsort(identity, kind="stable")
     start = np.searchsorted(identity[order], identity[order])

@@ -1,0 +1,45 @@
+"""`privfr info`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from privfr_cli import render
+
+_PACKAGES = ("privfr", "torch", "torchvision", "tenseal", "opacus", "pynacl", "cryptography", "flwr")
+
+
+def command(
+    json: Annotated[bool, typer.Option("--json", help="The facts alone on standard output.")] = False,
+) -> None:
+    """Show versions, this machine, and for each backend who learns what."""
+    import torch
+
+    from privfr.backends import BACKENDS, backend
+
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    machine = {"cores": os.cpu_count(), "cuda": torch.cuda.is_available()}
+    backends = [{"name": name, **_facts(backend(name))} for name in BACKENDS]
+    if json:
+        render.json({"versions": versions, "machine": machine, "backends": backends})
+        return
+    render.out.print("  ".join(f"{name} {found}" for name, found in versions.items()), soft_wrap=True)
+    render.out.print(f"{machine['cores']} cores, {'a GPU' if machine['cuda'] else 'no GPU'}\n")
+    rows = [[each["name"], each["server_learns"], each["trust"]] for each in backends]
+    render.table("Backends", ("name", "server learns", "who must be trusted"), rows)
+
+
+def _facts(found: object) -> dict[str, str]:
+    return {name: getattr(found, name) for name in ("server_learns", "trust")}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,184 @@
+"""The only place that prints: results on standard output, progress on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from privfr.evaluation import Evaluation
+    from privfr.federation import RoundReport
+    from privfr.report import Event, Report
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def json(value: Any) -> None:
+    """Write a value as indented JSON, alone on standard output."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+
+
+def note(line: str) -> None:
+    """Say something on the side."""
+    err.print(line, markup=False, soft_wrap=True)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage."""
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Draw a table; every column but the first is a figure."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    out.print(drawn)
+
+
+class Watch:
+    """Draws a run while it goes on: a bar a stage, a line a round. Use as `with Watch() as watch`."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        )
+        self._progress = Progress(*columns, console=err, transient=False, refresh_per_second=5)
+        self._tasks: dict[str, TaskID] = {}
+        self._stage = ""
+
+    def __enter__(self) -> Watch:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event; called from several threads."""
+        from privfr import report as events
+
+        if isinstance(event, events.Stage):
+            self._stage = event.name
+            loss = "" if event.loss is None else f"loss {event.loss:.3f}"
+            task = self._task(event.name, event.total)
+            self._progress.update(task, completed=event.done, total=event.total, note=loss)
+        elif isinstance(event, events.ClientTrained):
+            if self._stage in self._tasks:
+                who = f"client {event.client}" if event.client.isdigit() else event.client
+                doing = f"{who}: step {event.done}/{event.total}, loss {event.loss:.3f}"
+                self._progress.update(self._tasks[self._stage], note=doing)
+        elif isinstance(event, events.RoundEnded):
+            self._progress.console.print(round_line(event.report, event.eer))
+        elif isinstance(event, events.Measured):
+            line = f"{event.model} model: EER {percent(event.eer)}, AUC {event.auc:.3f} on people it has never met"
+            self._progress.console.print(line)
+
+    def _task(self, stage: str, total: int) -> TaskID:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, note="")
+        return self._tasks[stage]
+
+
+def round_line(report: RoundReport, eer: float | None) -> str:
+    """One round in one line."""
+    loss = report.metrics.get("loss")
+    parts = [
+        f"round {report.round + 1:>3}",
+        f"{report.survivors}/{report.clients} clients",
+        "" if loss is None else f"loss {loss:.3f}",
+        "" if eer is None else f"EER {percent(eer)}",
+        f"up {size(report.bytes_up)}",
+        f"down {size(report.bytes_down)}",
+        f"{report.seconds:.1f} s",
+    ]
+    if report.failed:
+        parts.append(f"failed: {report.failed}")
+    elif report.dropped:
+        lost = ", ".join(f"{client} in {phase}" for client, phase in sorted(report.dropped.items()))
+        parts.append(f"dropped: {lost}")
+    return "  ".join(part for part in parts if part)
+
+
+def report(result: Report, directory: str) -> None:
+    """Show what a run came to."""
+    people, pictures = result.people, result.pictures
+    rows = []
+    for name, found in (
+        ("untrained", result.untrained),
+        ("pretrained (public identities)", result.pretrained),
+        ("federated", result.final),
+        ("centralised (upper bound)", result.centralised),
+    ):
+        if found is not None:
+            bounds = found.intervals.get("eer")
+            spread = f"{100 * bounds.low:.1f} to {100 * bounds.high:.1f} %" if bounds else ""
+            rows.append([name, percent(found.eer), spread, f"{found.auc:.3f}", percent(found.tar_at_far.get("1e-2"))])
+    if result.individual is not None:
+        alone = result.individual
+        spread = f"best {percent(alone.best)}, worst {percent(alone.worst)}"
+        rows.insert(-1 if result.centralised else len(rows), ["individual, mean of clients", percent(alone.mean), spread, "", ""])
+    out.print()
+    table(
+        f"Verification of {people['test']} people nobody trained on ({pictures['test']} pictures)",
+        ("model", "EER", "95 % interval", "AUC", "TAR at FAR 1e-2"),
+        rows,
+    )
+    up, down = sum(r.bytes_up for r in result.rounds), sum(r.bytes_down for r in result.rounds)
+    clients = max(1, result.rounds[0].clients) if result.rounds else 1
+    out.print(f"\n{len(result.rounds)} rounds, {clients} clients, {people['clients']} people, {result.parameters:,} parameters")
+    out.print(f"per client: {size(up / clients)} up, {size(down / clients)} down; {100 * result.overhead:.1f} % of the rounds' work was not training")
+    out.print(f"server learns: {result.server_learns}. {result.trust}")
+    for line in result.discloses:
+        out.print(f"also leaves the device: {line}")
+    out.print(f"\nrun directory: {directory}", soft_wrap=True)
+
+
+def evaluation(name: str, found: Evaluation, models: dict[str, Evaluation]) -> None:
+    """Show how well a model, and those it is compared with, recognise people."""
+    listed = found.accuracy is not None
+    columns = ["model", "EER", "95 % interval", "AUC", *(f"TAR@{far}" for far in found.tar_at_far)]
+    if listed:
+        columns[1:1] = ["accuracy", "95 % interval"]
+    rows = [_row(label, each, listed) for label, each in {name: found, **models}.items()]
+    table(f"{found.genuine:,} genuine and {found.impostor:,} impostor pairs", columns, rows)
+    search = found.identification
+    if search is not None:
+        tpir = ", ".join(f"{percent(value)} at FPIR {name}" for name, value in search.tpir_at_fpir.items())
+        out.print(
+            f"search among {search.enrolled} enrolled people: rank 1 {percent(search.rank1)} of {search.probes} probes"
+            + (f"; with {search.strangers} strangers' pictures, TPIR {tpir}" if tpir else "")
+        )
+
+
+def _row(label: str, found: Evaluation, listed: bool) -> list[str]:
+    def bounds(name: str) -> str:
+        interval = found.intervals.get(name)
+        return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}" if interval else ""
+
+    cells = [label, percent(found.eer), bounds("eer"), f"{found.auc:.3f}"]
+    if listed:
+        cells[1:1] = [f"{100 * (found.accuracy or 0):.2f} %", bounds("accuracy")]
+    return cells + [percent(value) for value in found.tar_at_far.values()]

@@ -1,0 +1,97 @@
+"""`privfr run`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privfr_cli import render
+
+Text = str | None
+Whole = int | None
+
+
+def command(
+    config: Annotated[Path | None, typer.Option(help="Experiment as TOML; flags win over it.")] = None,
+    data: Annotated[Text, typer.Option(help="synthetic, celeba:ROOT, lfw:ROOT or a folder of identities.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory to make; default runs/DATE-TIME.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run directory; takes no other flag.")] = None,
+    method: Annotated[Text, typer.Option(help="What is learnt: supervised.")] = None,
+    backend: Annotated[Text, typer.Option(help="How updates are added up: plain or trusted; see privfr info.")] = None,
+    engine: Annotated[Text, typer.Option(help="Where clients run: local.")] = None,
+    clients: Annotated[Whole, typer.Option(help="How many clients.")] = None,
+    rounds: Annotated[Whole, typer.Option(help="How many rounds.")] = None,
+    epochs: Annotated[Whole, typer.Option(help="Local epochs a round.")] = None,
+    public: Annotated[Whole, typer.Option(help="Identities to pretrain on.")] = None,
+    test: Annotated[Whole, typer.Option(help="Identities to test on, whom nobody trains on.")] = None,
+    scheme: Annotated[Text, typer.Option(help="one (identity a client), many, or dirichlet.")] = None,
+    per_client: Annotated[Whole, typer.Option(help="Identities a client; 0 shares out all.")] = None,
+    pretrain: Annotated[Whole, typer.Option(help="Epochs of pretraining on the public identities.")] = None,
+    backbone: Annotated[Text, typer.Option(help="small, resnet, mobilefacenet, sphere20, sphere64.")] = None,
+    size: Annotated[Whole, typer.Option(help="Side of the square pictures, in pixels.")] = None,
+    head: Annotated[Text, typer.Option(help="cosface, arcface, softmax or sphereface2.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of local training.")] = None,
+    device: Annotated[Text, typer.Option(help="auto, cpu or cuda.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share of messages lost, by seed.")] = None,
+    workers: Annotated[Whole, typer.Option(help="Clients trained at once; 0 is one a core, 1 is serial.")] = None,
+    seed: Annotated[Whole, typer.Option(help="Of the split, the start, and everything drawn.")] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Also train individual and/or centralised models; repeatable.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key, such as training.batch=16.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The report alone on standard output.")] = False,
+) -> None:
+    """Train a face model over many clients and see how well it recognises people it has never met."""
+    flags = {
+        "data.source": data, "method.name": method, "federation.backend": backend, "engine.name": engine,
+        "data.clients": clients, "federation.rounds": rounds, "training.epochs": epochs, "data.public": public,
+        "data.test": test, "data.scheme": scheme, "data.per_client": per_client, "pretraining.epochs": pretrain,
+        "model.backbone": backbone, "data.size": size, "method.head": head,
+        "training.learning_rate": learning_rate, "training.device": device, "engine.dropout": dropout,
+        "engine.workers": workers, "seed": seed, "baselines": baseline or None,
+    }  # fmt: skip
+    changes = {key: value for key, value in flags.items() if value is not None} | _settings(set_ or [])
+    report, directory = _run(config, out, resume, changes)
+    if json:
+        render.json(report)
+        return
+    render.report(report, str(directory))
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    from privfr.errors import InputError
+    from privfr.experiment import parse_value
+
+    changes = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set {pair}: write KEY=VALUE, such as training.batch=16")
+        changes[key.strip()] = parse_value(value.strip())
+    return changes
+
+
+def _run(config: Path | None, out: Path | None, resume: Path | None, changes: dict[str, Any]) -> tuple[Any, Path]:
+    from privfr.errors import InputError
+    from privfr.experiment import load_experiment
+
+    if resume and (config or out or changes):
+        raise InputError("--resume: goes on with the run's own experiment and takes no other flag")
+    experiment = None if resume else load_experiment(config, changes)
+    directory = resume or out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+
+    import privfr
+
+    try:
+        with render.Watch() as watch:
+            if experiment is None:
+                return privfr.resume(directory, watch), directory
+            return privfr.run(experiment, directory, watch), directory
+    except KeyboardInterrupt:
+        render.note(f"\ninterrupted; go on with: privfr run --resume {directory}")
+        raise typer.Exit(130) from None

@@ -1,0 +1,35 @@
+"""`privfr verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from privfr_cli import render
+
+
+def command(
+    first: Annotated[Path, typer.Argument(help="A picture of a face, cut as the model's training pictures.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    model: Annotated[Path, typer.Option(help="Run directory, or a .safetensors checkpoint.")],
+    far: Annotated[str, typer.Option(help="False accept rate to decide at: 1e-1, 1e-2, 1e-3, ...")] = "1e-2",
+    json: Annotated[bool, typer.Option("--json", help="The decision alone on standard output.")] = False,
+) -> None:
+    """Decide whether two pictures show one person."""
+    import numpy as np
+
+    import privfr
+
+    recogniser = privfr.recogniser_in(model)
+    threshold = recogniser.threshold_at(far)
+    pictures = np.stack([privfr.read_picture(path, recogniser.size) for path in (first, second)])
+    one, other = recogniser.embed(pictures)
+    score = float(one @ other)
+    same = score >= threshold
+    if json:
+        render.json({"score": score, "threshold": threshold, "far": far, "same": same})
+        return
+    verdict = "the same person" if same else "different people"
+    render.out.print(f"{verdict}: score {score:.3f}, threshold {threshold:.3f} (FAR {far} on the run's test people)")
