@@ -118,6 +118,8 @@ def load(
     """
     from privfr.faces.published import load_celeba, load_lfw
 
+    if not str(source).strip():
+        raise InputError(f"the source is empty; give {', '.join(SOURCES)} or a folder")
     kind, colon, rest = str(source).partition(":")
     if kind in ("celeba", "lfw") and (colon or not Path(source).is_dir()):
         if not rest.strip():

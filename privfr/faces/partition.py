@@ -76,12 +76,12 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def public_faces(self, faces: Faces) -> Faces:
         """All pictures of the public identities."""
-        _require(self.public, faces.names, "identity")
+        _require(self.public, faces.names, "identities")
         return faces.of(self.public)
 
     def test_faces(self, faces: Faces) -> Faces:
         """All pictures of the test identities."""
-        _require(self.test, faces.names, "identity")
+        _require(self.test, faces.names, "identities")
         return faces.of(self.test)
 
     def save(self, path: str | Path) -> None:
@@ -287,17 +287,17 @@ def _require(wanted: Iterable[str], present: Iterable[str], what: str) -> None:
     missing = [item for item in wanted if item not in have]
     if missing:
         raise InputError(
-            f"split: {what} {missing[0]!r} and {len(missing) - 1} more are not in this data set; "
+            f"split: {len(missing)} of its {what} are absent from this data set, the first {missing[0]!r}; "
             "use the data the split was made from, or make it anew"
         )
 
 
 def _pictures(faces: Faces, names: tuple[str, ...], files: tuple[str, ...]) -> Faces:
     """Those files, in their order, with labels that index `names`."""
-    _require(names, faces.names, "identity")
+    _require(names, faces.names, "identities")
     own: NDArray[np.intp] = np.flatnonzero(np.isin(faces.labels, [faces.names.index(name) for name in names]))
     row = {faces.files[i]: int(i) for i in own}
-    _require(files, row, "picture")
+    _require(files, row, "pictures")
     part = faces.select([row[file] for file in files])
     label = {name: i for i, name in enumerate(names)}
     labels = np.array([label[faces.names[old]] for old in part.labels], np.int64)

@@ -199,7 +199,14 @@ def identity(seed: int, index: int) -> SyntheticIdentity:
         "curl": max(0.0, float(rng.uniform(-0.6, 1.0))),
     }
     if bald:
-        values |= {"hairline": 1.3, "hair_volume": 0.0, "fringe": 0.0, "hair_length": 0.1, "curl": 0.0}
+        values |= {
+            "hairline": 1.3,
+            "hair_volume": 0.0,
+            "fringe": 0.0,
+            "hair_length": 0.1,
+            "curl": 0.0,
+            "crown": 1.28,
+        }
     if man:
         values["brow_thickness"] *= 1.3
         values["jaw"] += 0.04
@@ -332,9 +339,9 @@ def _skin_profile(who: SyntheticIdentity) -> Array:
     blur = _ridge(np.arange(-240, 241), 80.0).astype(np.float32)
     smooth = np.convolve(np.pad(smooth, 240, mode="edge"), blur / blur.sum(), mode="valid").astype(np.float32)
     below, above = np.clip(y / who.chin, 0.0, 1.0), np.clip(y / who.crown, 0.0, 1.0)
-    round_off = np.sqrt(np.maximum(0.0, (1.0 - below**5) * (1.0 - above**2.6)))
+    round_off = np.sqrt(np.maximum(0.0, (1.0 - below**5) * (1.0 - above**3.2)))
     width = smooth * round_off
-    front = np.sqrt(np.maximum(0.0, 1.0 - above**2.6)) * (1.0 - 0.06 * below**2)
+    front = np.sqrt(np.maximum(0.0, 1.0 - above**3.2)) * (1.0 - 0.06 * below**2)
     depth = width * (1.0 + 0.1 * (1.0 - below))
     return np.stack([width, depth, front - depth], axis=1).astype(np.float32)
 
@@ -483,7 +490,7 @@ def _hair(who: SyntheticIdentity, size: int) -> _Shell:
     ragged = 0.4 + 1.2 * max(who.fringe, 0.0) + 0.5 * who.curl
     edge = y - _hair_edge(who, u) + ragged * (0.05 * strands + 0.05 * locks)
     if who.bald:
-        edge = np.minimum(edge - 0.05, 0.62 - 0.12 * np.abs(np.abs(u) - 2.2) - y + 0.05 * strands)
+        edge = np.minimum(edge - 0.05, 0.8 - 0.15 * np.abs(np.abs(u) - 2.2) - y + 0.05 * strands)
     texture = np.empty((8, rows, columns), np.float32)
     tone = np.clip(1.0 + 0.35 * strands + 0.3 * locks, 0.35, 1.8) * (0.6 + 0.4 * _step(edge - 0.1, 0.3))
     texture[0:3] = _column(who.hair)[:, None] * tone
@@ -629,7 +636,7 @@ def _dressed_skin(who: SyntheticIdentity, how: Shot, size: int) -> tuple[_Shell,
     _paint_mouth(who, how, texture[0:3][:, *window], shell.x[window], shell.y[window[0]])
     if how.strand and not who.bald:
         window = _window(shell, -1.2, 1.2, who.eye_level - 0.3, who.crown)
-        centre = how.strand * (0.4 + 0.7 * (1.0 - shell.y[window[0]]) ** 1.5)
+        centre = how.strand * (0.4 + 0.7 * np.maximum(1.0 - shell.y[window[0]], 0.0) ** 1.5)
         lock = _ridge(shell.x[window] - centre, 0.05) * _step(shell.y[window[0]] - who.eye_level + 0.1, 0.3)
         _blend(texture[0:3][:, *window], lock, who.hair)
     if how.glasses or how.scarf:
@@ -804,7 +811,7 @@ def _ear(
     u = x[hit] / ((0.14 + 0.05 * turned) * who.ear) - side * 0.25 * v
     far = np.sqrt(u * u + v * v)
     normal = np.stack([u * 0.6, v * 0.4, np.full_like(u, 0.75)])
-    dim = 0.95 - 0.5 * _ridge(far - 0.55, 0.16)
+    dim = 0.95 - 0.45 * _ridge(far - 0.5, 0.2) * _step(v + 0.3, 0.8)
     tone = _column(who.skin) * _column((1.0, 0.82, 0.8))
     _lay(canvas, hit, opacity * _step(1.0 - far, 0.15), light.shade(tone * dim, normal, 0.08))
 

@@ -4,8 +4,8 @@ A trial is a pair of images and its score, higher meaning more alike; it is acce
 FAR is the share of impostor pairs accepted, TAR that of genuine pairs, FRR = 1 - TAR (ISO/IEC 19795-1).
 
 Cosines are rounded to steps of 2^-20, about what float32 arithmetic can tell apart. A collapsed model, whose
-cosines are 1 but for the last bit, then scores AUC 0.5 and not 0 or 1 by luck of the order a BLAS sums in; and
-the ROC of *all* pairs follows exactly from two histograms, in bounded memory, for any number of pairs.
+cosines are 1 but for the last bit, then scores AUC 0.5, not 0 or 1 by luck of the order a BLAS sums in;
+and the ROC of *all* pairs follows exactly from two histograms, in bounded memory, for any number of pairs.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Roc:
             needed, least = IMPOSTORS_PER_FAR / far, IMPOSTORS_PER_FAR / self.impostor
             raise UnresolvedFar(
                 f"FAR {far:g} needs {needed:.0f} impostor trials ({IMPOSTORS_PER_FAR}/FAR); the "
-                f"{self.impostor} there are resolve no FAR below {least:.3g}: ask for a larger one or score more pairs"
+                f"{self.impostor} there are resolve none below {least:.3g}: ask a larger or score more pairs"
             )
         return int(np.searchsorted(self.far, far, side="right")) - 1
 
@@ -497,9 +497,9 @@ def resamples(
     Pairs that share a person are not independent, so people are resampled, not pairs. A genuine pair weighs
     its identity's multiplicity, as in the subsets bootstrap (Bolle, Ratha, Pankanti, CVIU 93, 2004), an
     impostor pair the product of its two: the vertex bootstrap (Snijders, Borgatti, Connections 22, 1999)
-    without pairs of a person with their own copy. Product weights are conservative (Owen, Ann. Appl. Stat. 1, 2007): where
-    people hardly recur, as in LFW's list, the impostors' part of an interval is up to sqrt(3) too wide.
-    Fogliato, Patil, Perona (IJCV 2024, arXiv 2306.01198) compare the alternatives for face verification.
+    without pairs of a person with their own copy. Product weights are conservative (Owen, Ann. Appl. Stat. 1,
+    2007): where people hardly recur, as in LFW's list, the impostors' part of an interval is up to sqrt(3)
+    too wide. Fogliato, Patil, Perona (IJCV 2024, arXiv 2306.01198) compare the alternatives for faces.
 
     A resample without any genuine, or any impostor, pair is drawn again. One identity a pair, given twice
     (a = b = arange(m)), is the ordinary bootstrap of pairs.

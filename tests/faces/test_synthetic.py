@@ -204,13 +204,25 @@ def test_pictures_are_neither_black_nor_burnt_out(crowd: Faces) -> None:
     assert (crowd.images == 0).mean() < 0.05
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**64), index=st.integers(0, 2**40), size=st.integers(16, 72))
 def test_render_draws_anybody_at_any_size(seed: int, index: int, size: int) -> None:
     image = render(identity(seed, index), rng(seed % 1000), size)
     assert image.shape == (size, size, 3)
     assert image.dtype == np.uint8
     assert image.std() > 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_arithmetic_stays_finite() -> None:
+    extremes = [
+        Shot(strand=-0.5, hat=True, yaw=0.7, pitch=0.3),
+        Shot(hand=-1.0, scarf=True, yaw=-0.7, pitch=-0.3),
+    ]
+    for index in range(30):
+        for how in extremes:
+            assert draw(identity(6, index), how, rng(), 32).std() > 3
 
 
 def test_conditions_vary_and_come_from_the_generator() -> None:

@@ -1,10 +1,11 @@
-"""Verification figures: by hand, against scikit-learn, against the official LFW protocol, and their intervals."""
+"""Verification figures: by hand, against scikit-learn, by the official LFW protocol; and their intervals."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from math import erf
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_a_roc_by_hand() -> None:
     assert curve.tar.tolist() == [0, 1 / 3, 2 / 3, 2 / 3, 1, 1]
     # Mann-Whitney wins of 12: .9 beats 4; .6 beats 3 and ties 1 (3.5); .4 beats 2: 9.5
     assert curve.auc == pytest.approx(9.5 / 12)
-    # FAR - FRR: -1, -2/3, -1/12, +1/6: on the segment from (1/4, 2/3) to (2/4, 2/3) FRR stays 1/3, so FAR = 1/3
+    # FAR - FRR: -1, -2/3, -1/12, +1/6: on the segment from (1/4, 2/3) to (2/4, 2/3) FRR stays 1/3, FAR = 1/3
     assert curve.eer == pytest.approx(1 / 3)
     assert (curve.genuine, curve.impostor) == (3, 4)
 
@@ -277,7 +278,10 @@ def test_trials_of_uneven_length() -> None:
 
 # --- Labeled Faces in the Wild ----------------------------------------------------------------------------
 
-VIEW2 = "2\t2\nAnn\t1\t2\nBo\t1\t3\nAnn\t1\tBo\t1\nBo\t2\tAnn\t10\nCy\t1\t2\nDi\t1\t2\nCy\t1\tDi\t1\nDi\t2\tCy\t2\n"
+VIEW2 = (
+    "2\t2\nAnn\t1\t2\nBo\t1\t3\nAnn\t1\tBo\t1\nBo\t2\tAnn\t10\n"
+    "Cy\t1\t2\nDi\t1\t2\nCy\t1\tDi\t1\nDi\t2\tCy\t2\n"
+)
 
 
 def written(folder: Path, text: str) -> Path:
@@ -389,7 +393,7 @@ def brute_force_lfw(scores: NDArray, same: NDArray, folds: NDArray) -> list[floa
     for fold in sorted(set(folds.tolist())):
         train = [(s, g) for s, g, f in zip(scores, same, folds, strict=True) if f != fold]
         levels = sorted({s for s, _ in train}, reverse=True)
-        gaps = [(high + low) / 2 for high, low in zip(levels, levels[1:], strict=False)]
+        gaps = [(high + low) / 2 for high, low in pairwise(levels)]
         best, chosen = -1, 0.0
         for candidate in [levels[0] + 1e-9, *gaps, levels[-1]]:
             right = sum((s >= candidate) == g for s, g in train)
@@ -415,7 +419,7 @@ def test_lfw_accuracy_is_the_protocol(seed: int, levels: int) -> None:
 
 def test_ten_fold_by_hand() -> None:
     # fold 0's threshold comes from fold 1 (scores 8 | 2 -> 5): 7 >= 5 right, 6 >= 5 wrong  -> 1/2
-    # fold 1's from fold 0 (7 | 6 -> 6.5): both right -> 1.  mean 3/4, sd sqrt(2 * 1/16) = .3536, /sqrt 2 = 1/4
+    # fold 1's from fold 0 (7 | 6 -> 6.5): both right -> 1.  mean 3/4, sd sqrt(2/16), / sqrt 2 = 1/4
     result = lfw_accuracy([7, 6, 8, 2], [1, 0, 1, 0], [0, 0, 1, 1])
     assert result.thresholds == (5, 6.5)
     assert result.per_fold == (0.5, 1.0)
@@ -423,8 +427,9 @@ def test_ten_fold_by_hand() -> None:
     assert result.standard_error == pytest.approx(0.25)
 
 
-def test_a_weight_of_lfw_accuracy_is_a_repetition() -> None:
-    rng = np.random.default_rng(5)
+@pytest.mark.parametrize("seed", range(8))
+def test_a_weight_of_lfw_accuracy_is_a_repetition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
     same, folds, times = rng.random(200) < 0.5, np.arange(200) % 4, rng.integers(0, 3, 200)
     scores = rng.normal(size=200) + same
     weighted = lfw_accuracy(scores, same, folds, times)
@@ -452,8 +457,8 @@ def at(*degrees: float) -> NDArray:
 def test_rank_1_by_hand() -> None:
     # templates: identity 7 the mean of 0 and 40 degrees = 20; identity 9 at 90. They meet at 55 degrees.
     gallery, labels = at(0, 90, 40), [7, 9, 7]
-    # 50 -> 7 right; 60 -> 9, wrong for a probe of 7; 80 -> 9 right. The nearest single image would have said 7
-    # for 60 (40 is 20 away, 90 is 30 away): the template decides.
+    # 50 -> 7 right; 60 -> 9, wrong for a probe of 7; 80 -> 9 right. The nearest single image would
+    # have said 7 for 60 (40 is 20 away, 90 is 30 away): the template decides.
     assert closed_set_rank1(gallery, labels, at(50, 60, 80), [7, 7, 9]) == pytest.approx(2 / 3)
 
 
@@ -473,10 +478,10 @@ def test_rank_1_needs_everyone_enrolled() -> None:
 
 
 def test_open_set_by_hand() -> None:
-    # gallery: 0 at 0 degrees, 1 at 90. Unenrolled probes at 10, 11, .. 29 degrees: top scores cos(10) .. cos(29).
-    # FPIR .5 of 20 lets 10 of them pass (10..19), so the lowest threshold lies at the first mated score above cos(20).
+    # gallery: 0 at 0 degrees, 1 at 90. Unenrolled probes at 10, 11, .. 29 degrees, nearest to 0.
+    # FPIR .5 of 20 lets 10 of them pass (10..19): the threshold is the lowest score above cos(20).
     strangers, others = at(*range(10, 30)), np.full(20, 5)
-    # mated: 5 degrees of 0: right, passes; 19.5 of 0: right, just passes; 25 of 0: right, below the threshold;
+    # mated: 5 degrees of 0: right, passes; 19.5 of 0: right, just passes; 25 of 0: right, but below it;
     # 5 degrees but of identity 1: high score, wrong at rank 1; 85 degrees of 1: right, passes -> 3 of 5
     probes, labels = at(5, 19.5, 25, 5, 85), [0, 0, 0, 1, 1]
     found = open_set_tpir(at(0, 90), [0, 1], np.r_[probes, strangers], np.r_[labels, others], 0.5)
@@ -485,6 +490,12 @@ def test_open_set_by_hand() -> None:
         open_set_tpir(at(0, 90), [0, 1], np.r_[probes, strangers], np.r_[labels, others], 0.49)
     with pytest.raises(InputError, match="FPIR 1 is not a rate"):
         open_set_tpir(at(0, 90), [0, 1], np.r_[probes, strangers], np.r_[labels, others], 1.0)
+
+
+def test_open_set_counts_a_tie_as_a_miss() -> None:
+    # 45 degrees is as near to 0 as to 90, and nearer than any stranger (140 .. 159) is to either
+    probes, labels = np.r_[at(45, 1), at(*range(140, 160))], np.r_[0, 0, np.full(20, 5)]
+    assert open_set_tpir(at(0, 90), [0, 1], probes, labels, 0.5) == 1 / 2
 
 
 def test_open_set_needs_both_kinds_of_probe() -> None:
@@ -505,14 +516,18 @@ def test_searching_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_resample_weights_are_products_of_multiplicities() -> None:
-    a, b = np.array([1, 1, 2, 5, 5]), np.array([1, 2, 5, 1, 5])
-    draws = np.array(list(resamples(a, b, 4000, seed=0)))
-    twice, both = draws[:, 0], draws[:, 1]  # (1, 1) weighs m1; (1, 2) weighs m1 m2
-    np.testing.assert_array_equal(
-        both * draws[:, 3], twice * twice * (draws[:, 2] * 0 + both / np.maximum(twice, 1)) * draws[:, 4]
-    )
-    assert (draws[:, [0, 4]].sum(axis=1) <= 3).all()  # three identities are drawn
-    assert (draws[:, [0, 4]].sum(axis=1) > 0).all() and (draws[:, 1:4].sum(axis=1) > 0).all()
+    a, b = np.array([1, 2, 5, 1, 5, 5]), np.array([1, 2, 5, 2, 2, 1])
+    draws = np.array(list(resamples(a, b, 500, seed=0)))
+    one, two, five = draws[:, :3].T  # a genuine pair weighs its identity's multiplicity
+    np.testing.assert_array_equal(one + two + five, 3)  # three identities, three draws
+    np.testing.assert_array_equal(draws[:, 3:], np.stack([one * two, five * two, five * one], axis=1))
+    assert one.mean() == pytest.approx(1, abs=0.1)
+
+
+def test_resamples_always_hold_both_kinds_of_pair() -> None:
+    # of identities 1, 2, 3 only 1 has a genuine pair and only 2 with 3 an impostor pair: all must be drawn
+    draws = np.array(list(resamples(np.array([1, 2]), np.array([1, 3]), 50, seed=0)))
+    np.testing.assert_array_equal(draws, 1)
 
 
 def test_resamples_are_reproducible() -> None:
@@ -523,7 +538,7 @@ def test_resamples_are_reproducible() -> None:
 
 
 def crowd(rng: np.random.Generator, identities: int = 40, images: int = 4) -> Trials:
-    """Scores with an effect of each person: N(2 + u_a, 1) for genuine, N(u_a + u_b, 1) for impostors, u ~ N(0, 1)."""
+    """Scores that people share in: genuine N(2 + u_a, 1), impostor N(u_a + u_b, 1), people's u ~ N(0, 1)."""
     labels = np.repeat(np.arange(identities), images)
     i, j = every_pair(labels)
     keep = (labels[i] == labels[j]) | (rng.random(len(i)) < 0.1)
@@ -594,6 +609,14 @@ def test_a_ratio_of_lfw_accuracies() -> None:
 def test_intervals_of_nothing(samples: int, level: float) -> None:
     with pytest.raises(InputError, match="bootstrap"):
         bootstrap(lambda w: 0.0, np.zeros(2, int), np.arange(2), samples, 0, level)
+
+
+def test_an_interval_is_the_percentiles_of_the_statistic() -> None:
+    a, b = np.array([1, 2, 3, 1]), np.array([1, 2, 3, 2])
+    draws = [weights[0] for weights in resamples(a, b, 100, seed=3)]
+    interval = bootstrap(lambda weights: float(weights[0]), a, b, samples=100, seed=3, level=0.6)
+    assert (interval.low, interval.high) == tuple(np.quantile(draws, [0.2, 0.8]))
+    assert interval.level == 0.6
 
 
 def test_a_wider_level_is_wider() -> None:
