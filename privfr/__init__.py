@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from privfr.experiment import Experiment as Experiment
     from privfr.experiment import load_experiment as load_experiment
     from privfr.faces.datasets import Faces as Faces
-    from privfr.faces.datasets import load as load_faces
+    from privfr.faces.datasets import load_faces as load_faces
     from privfr.faces.datasets import write_folder as write_folder
     from privfr.faces.partition import split as split
     from privfr.faces.pictures import read_picture as read_picture
@@ -49,7 +49,7 @@ _HOME = {
     "backend": "privfr.backends",
     "evaluate_on": "privfr.evaluation",
     "load_experiment": "privfr.experiment",
-    "load_faces": "privfr.faces.datasets:load",
+    "load_faces": "privfr.faces.datasets",
     "read_pairs": "privfr.faces.verification",
     "read_picture": "privfr.faces.pictures",
     "recogniser_in": "privfr.directory",
@@ -67,8 +67,7 @@ def __getattr__(name: str) -> Any:
     """Load a public name from the module it lives in."""
     if name not in _HOME:
         raise AttributeError(f"module 'privfr' has no attribute {name!r}")
-    module, _, attribute = _HOME[name].partition(":")
-    return getattr(import_module(module), attribute or name)
+    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,8 @@
 """The run directory: which file holds what, and how each is written and read.
 
-    RUN/experiment.toml  split.json  report.json  log.jsonl
-    RUN/models/NAME.safetensors      untrained, pretrained, federated, centralised; round-N until N + 1 is there
-    RUN/clients/NNNN/...             what would stay on that device: private tensors, its model of its own
+RUN/experiment.toml  split.json  report.json  log.jsonl
+RUN/models/NAME.safetensors      untrained, pretrained, federated, centralised; round-N until N + 1 is there
+RUN/clients/NNNN/...             what would stay on that device: private tensors, its model of its own
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
     def save(self, path: Path) -> None:
         """Write as safetensors, atomically, readable by its owner alone."""
-        tensors = {"model": torch.from_numpy(self.model), **{f"private.{k}": v for k, v in self.private.items()}}
+        tensors = {
+            "model": torch.from_numpy(self.model),
+            **{f"private.{k}": v for k, v in self.private.items()},
+        }
         data = safetensors.torch.save(tensors, {"done": str(self.done)})
         write_atomic(path, data, private=True)
 
@@ -122,5 +125,7 @@ def recogniser_in(place: str | Path, name: str = "federated") -> Recogniser:
     path = directory.model(name)
     if not path.exists():
         directory.report()  # says so where this is no run at all
-        raise InputError(f"{place}: has no finished {name} model yet; go on with `privfr run --resume {place}`")
+        raise InputError(
+            f"{place}: has no finished {name} model yet; go on with `privfr run --resume {place}`"
+        )
     return Recogniser.load(path)

@@ -96,7 +96,9 @@ def listed_trials(recogniser: Recogniser, faces: Faces, pairs: Pairs) -> Trials:
 def _on_pairs(recogniser: Recogniser, faces: Faces, pairs: Pairs, samples: int, seed: int) -> Evaluation:
     trials = listed_trials(recogniser, faces, pairs)
     curve = trials.roc()
-    folds = lfw_accuracy(trials.scores, trials.same, pairs.folds) if len(set(pairs.folds.tolist())) > 1 else None
+    folds = (
+        lfw_accuracy(trials.scores, trials.same, pairs.folds) if len(set(pairs.folds.tolist())) > 1 else None
+    )
     accuracy = folds.accuracy if folds else _best_accuracy(trials)
     intervals = {}
     if samples:
@@ -105,10 +107,21 @@ def _on_pairs(recogniser: Recogniser, faces: Faces, pairs: Pairs, samples: int, 
         intervals["auc"] = bootstrap(lambda w: trials.roc(w).auc, a, b, samples, seed)
         if folds:
             intervals["accuracy"] = bootstrap(
-                lambda w: lfw_accuracy(trials.scores, trials.same, pairs.folds, w).accuracy, a, b, samples, seed
+                lambda w: lfw_accuracy(trials.scores, trials.same, pairs.folds, w).accuracy,
+                a,
+                b,
+                samples,
+                seed,
             )
     return Evaluation(
-        curve.eer, curve.auc, curve.tar_at_far_table(), curve.genuine, curve.impostor, intervals, accuracy, folds
+        curve.eer,
+        curve.auc,
+        curve.tar_at_far_table(),
+        curve.genuine,
+        curve.impostor,
+        intervals,
+        accuracy,
+        folds,
     )
 
 
@@ -126,13 +139,14 @@ def _identify(embeddings: NDArray[np.float32], faces: Faces) -> Identification |
     probe, stranger = known & ~gallery, faces.labels % 2 == 1
     if not gallery.any():
         return None
-    rows = [embeddings[gallery], faces.labels[gallery], embeddings[probe], faces.labels[probe]]
-    tpir = {}
+    enrolled, owners = embeddings[gallery], faces.labels[gallery]
+    everyone, tpir = probe | stranger, {}
     for name in ("1e-1", "1e-2"):
-        everyone = probe | stranger
         try:
-            tpir[name] = open_set_tpir(*rows[:2], embeddings[everyone], faces.labels[everyone], float(name))
+            tpir[name] = open_set_tpir(
+                enrolled, owners, embeddings[everyone], faces.labels[everyone], float(name)
+            )
         except UnresolvedFar:
             break
-    enrolled = len(np.unique(faces.labels[gallery]))
-    return Identification(closed_set_rank1(*rows), tpir, enrolled, int(probe.sum()), int(stranger.sum()))
+    rank1 = closed_set_rank1(enrolled, owners, embeddings[probe], faces.labels[probe])
+    return Identification(rank1, tpir, len(np.unique(owners)), int(probe.sum()), int(stranger.sum()))

@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 import tomli_w
@@ -28,11 +28,7 @@ AtLeast0 = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
-class _Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the experiment."""
-
-
-class Data(_Node):
+class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Whose faces, and how they are dealt out. Identities are disjoint between the three parts.
 
     source: "synthetic[:identities=,images=,seed=]", "celeba:ROOT", "lfw:ROOT" or a folder.  size: side of
@@ -53,14 +49,14 @@ class Data(_Node):
     download: bool = False
 
 
-class Model(_Node):
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which network. dim: width of its embedding, 0 for the network's own."""
 
     backbone: str = "small"
     dim: Count = 0
 
 
-class Method(_Node):
+class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is learnt from a client's faces, and with which head. restart: give the head new class means
     at the start of every round instead of keeping it.
     """
@@ -72,7 +68,7 @@ class Method(_Node):
     restart: bool = False
 
 
-class Training(_Node):
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a client trains between two messages; pretraining and the baselines share it.
 
     threads: computing threads of one client, fixed, since the last bit of a sum depends on them.
@@ -91,7 +87,7 @@ class Training(_Node):
     threads: Positive = 1
 
 
-class Pretraining(_Node):
+class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the common start is trained on the public identities. epochs: 0 for a random start."""
 
     epochs: Count = 0
@@ -103,7 +99,7 @@ class Pretraining(_Node):
     warmup: Count = 2
 
 
-class Federation(_Node):
+class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The federation. rounds: how many.  threshold: fewest survivors for an aggregate, 0 for two thirds."""
 
     rounds: Positive = 6
@@ -111,7 +107,7 @@ class Federation(_Node):
     threshold: Count = 0
 
 
-class Engine(_Node):
+class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where clients run. workers: clients at once, 0 for one a core.  cores: computing threads of what is
     trained and measured outside of clients, 0 for all.  dropout: share of messages lost.  phases: kinds
     of the server's messages the losses hit ("begin", "result", ...), all if empty.
@@ -124,7 +120,7 @@ class Engine(_Node):
     phases: tuple[str, ...] = ()
 
 
-class Experiment(_Node):
+class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a run depends on. seed: of the split, the start, the order of pictures, the losses.
 
     baselines: what else to train for comparison, "individual" (every client alone) and "centralised".
@@ -226,7 +222,23 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _readable(error: msgspec.ValidationError) -> str:
-    """Turn "Expected `int`, got `str` - at `$.data.clients`" round, key first."""
-    message, _, where = str(error).partition(" - at `$.")
-    message = message[:1].lower() + message[1:].replace("`", "")
-    return f"{where.rstrip('`')}: {message}" if where else message
+    """Turn "Invalid enum value 'x' - at `$.data.scheme`" round, key first, and add what is allowed."""
+    message, _, where = str(error).partition(" - at `$")
+    message = message[:1].lower() + message[1:].replace("`", "").replace("enum value", "value")
+    path = where.strip("`.")
+    allowed = _choices(path.split("[")[0]) if "invalid value" in message else ()
+    hint = f"; choose from {', '.join(allowed)}" if allowed else ""
+    return f"{path}: {message}{hint}" if path else message
+
+
+def _choices(path: str) -> tuple[str, ...]:
+    """Literals that the key at a dotted path takes, or the items of a tuple of them."""
+    node: Any = Experiment
+    for key in path.split("."):
+        node = next(field.type for field in msgspec.structs.fields(node) if field.name == key)
+    return tuple(
+        str(value)
+        for kind in (node, *get_args(node))
+        if get_origin(kind) is Literal
+        for value in get_args(kind)
+    )

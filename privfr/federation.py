@@ -21,7 +21,15 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from privfr.errors import BadFrame, Duplicate, PolicyRefused, RemoteProtocolError, TooFewClients, WrongPhase
+from privfr.errors import (
+    BadFrame,
+    Duplicate,
+    LocalProtocolError,
+    PolicyRefused,
+    RemoteProtocolError,
+    TooFewClients,
+    WrongPhase,
+)
 from privfr.protocol import (
     ENVELOPE,
     Ack,
@@ -38,7 +46,16 @@ from privfr.protocol import (
 from privfr.vector import Aggregate, Update, Vector, digest, from_bytes
 from privfr.wire import Frame, decode, encode, kind
 
-__all__ = ["Coordinator", "Exchange", "Learner", "Member", "PhaseReport", "Policy", "RoundReport", "run_round"]
+__all__ = [
+    "Coordinator",
+    "Exchange",
+    "Learner",
+    "Member",
+    "PhaseReport",
+    "Policy",
+    "RoundReport",
+    "run_round",
+]
 
 Exchange = Callable[[Mapping[ClientId, bytes]], Iterable[tuple[ClientId, Frame]]]
 
@@ -93,11 +110,17 @@ class Policy(msgspec.Struct, frozen=True):
     def check(self, spec: RoundSpec) -> None:
         """Raise `PolicyRefused` for a round below a floor."""
         if len(spec.clients) < self.minimum_clients:
-            raise PolicyRefused(f"a roster of {len(spec.clients)}, and this client's floor is {self.minimum_clients}")
+            raise PolicyRefused(
+                f"a roster of {len(spec.clients)}, and this client's floor is {self.minimum_clients}"
+            )
         if spec.threshold < self.minimum_threshold:
-            raise PolicyRefused(f"a threshold of {spec.threshold}, and this client's floor is {self.minimum_threshold}")
+            raise PolicyRefused(
+                f"a threshold of {spec.threshold}, and this client's floor is {self.minimum_threshold}"
+            )
         if self.backends and spec.backend not in self.backends:
-            raise PolicyRefused(f"backend {spec.backend!r}, and this client accepts {', '.join(self.backends)}")
+            raise PolicyRefused(
+                f"backend {spec.backend!r}, and this client accepts {', '.join(self.backends)}"
+            )
 
 
 class Learner(Protocol):
@@ -137,7 +160,7 @@ class Member:
     config: bytes
     metrics: tuple[str, ...]
     entropy: Entropy
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     model: Vector | None = None
     learn_seconds: float = 0.0
 
@@ -170,15 +193,21 @@ class Member:
 
     def _check(self, begin: Begin) -> Vector:
         spec = begin.spec
+        spec.check()
         self.policy.check(spec)
-        expected = {"backend": self.backend.name, "layout": self.layout, "config": self.config, "metrics": self.metrics}
+        expected = {
+            "backend": self.backend.name,
+            "layout": self.layout,
+            "config": self.config,
+            "metrics": self.metrics,
+        }
         for name, value in expected.items():
             if getattr(spec, name) != value:
                 raise PolicyRefused(f"the server's {name} is not the one this client was set up with")
-        if self.client not in spec.clients or list(spec.clients) != sorted(set(spec.clients)):
-            raise BadFrame("the roster is out of order or without this client")
+        if self.client not in spec.clients:
+            raise BadFrame("a roster without this client")
         model = from_bytes(begin.bulk, spec.size).copy() if len(begin.bulk) else self.model
-        if model is None or digest(model) != spec.model:
+        if model is None or model.size != spec.size or digest(model) != spec.model:
             raise PolicyRefused("the model to train from is not the one the round names")
         return model
 
@@ -187,8 +216,11 @@ class Member:
         if spec is None or self.model is None or result.context != spec.context():
             raise WrongPhase("the result of a round this client has not begun")
         sealed = decode(result.bulk, Sealed)
-        if len(sealed.survivors) < spec.threshold:
-            raise PolicyRefused(f"a sum over {len(sealed.survivors)} clients, fewer than the threshold")
+        survivors = set(sealed.survivors)
+        if list(sealed.survivors) != sorted(survivors) or not survivors <= set(spec.clients):
+            raise BadFrame("survivors that are not of the roster, out of order or there twice")
+        if len(survivors) < spec.threshold:
+            raise PolicyRefused(f"a sum over {len(survivors)} clients, fewer than the threshold")
         model = apply(self.model, self.backend.open(spec, sealed, self.keyring))
         self.model, self._spec, self._session = model, None, None
         return encode(Ack(digest(model)))
@@ -205,7 +237,9 @@ class Member:
         self.model = None if found.model is None else np.frombuffer(found.model, "<f4").copy()
         self.learner.restore(found.learner)
         self._spec = found.spec
-        self._session = found.session and ClientSession.restore(self.backend, found.session, self.entropy)
+        self._session = None
+        if found.session is not None:
+            self._session = ClientSession.restore(self.backend, found.session, self.entropy)
 
     def __repr__(self) -> str:
         """Name the client; everything else is its own business."""
@@ -256,19 +290,23 @@ class Coordinator:
     def turn(self, inbox: Iterable[tuple[ClientId, Frame]]) -> dict[ClientId, bytes]:
         """Take one phase's answers; gives the next outbox, empty when the round is over."""
         session = self._session
-        assert session is not None, "open a round first"
+        if session is None:
+            raise LocalProtocolError("no round is open: open one first")
         if session.sealed is not None:
             self._collect_acks(inbox)
             return {}
         try:
             outbox = session.turn(inbox)
-        except TooFewClients as error:
-            self.report.failed = str(error)
+            if session.sealed is not None:
+                outbox = self._result(session.spec, session.sealed)
+        except (TooFewClients, RemoteProtocolError) as error:
+            # A round without an aggregate changes nothing; the run goes on with the next.
+            self.report.failed, outbox = str(error), {}
         self.report.dropped, self.report.faults = dict(sorted(session.dropped.items())), session.faults
         if self.report.failed:
+            self.current -= set(session.dropped)
             self._end()
-            return {}
-        return outbox if session.sealed is None else self._result(session.spec, session.sealed)
+        return outbox
 
     @property
     def phase(self) -> str:

@@ -31,7 +31,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from privfr.errors import Duplicate, LocalProtocolError, RemoteProtocolError, TooFewClients, WrongPhase
+from privfr.errors import (
+    BadFrame,
+    Duplicate,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TooFewClients,
+    WrongPhase,
+)
 from privfr.vector import Aggregate, Update
 from privfr.wire import Frame, Message, decode, encode, register
 
@@ -56,6 +63,9 @@ Entropy = Callable[[int], bytes]  # n -> n unpredictable bytes; `secrets.token_b
 
 # What a short message may grow to beside the bulk that a phase's `limit` allows for.
 ENVELOPE = 1024
+
+# Numbers in the largest vector a peer may ask this side to make room for: 1 GiB as float32.
+LARGEST_SIZE = 1 << 28
 
 
 class RoundSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -82,6 +92,16 @@ class RoundSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     def length(self) -> int:
         """Numbers in one summand: weight, metrics, vector."""
         return 1 + len(self.metrics) + self.size
+
+    def check(self) -> None:
+        """Raise `BadFrame` for a round that cannot be; for whoever is told a spec by somebody else."""
+        roster = self.clients
+        if not roster or list(roster) != sorted(set(roster)) or roster[0] < 0:
+            raise BadFrame("a roster that is empty, out of order or with a client twice")
+        if not 1 <= self.threshold <= len(roster):
+            raise BadFrame(f"a threshold of {self.threshold} for {len(roster)} clients")
+        if not 1 <= self.size <= LARGEST_SIZE:
+            raise BadFrame(f"a vector of {self.size} numbers; at most {LARGEST_SIZE} are taken")
 
     def context(self) -> bytes:
         """BLAKE2b-256 of the canonical encoding: what binds a message or a key to this very round."""
@@ -212,7 +232,7 @@ class ClientSession:
         return f"<ClientSession {self._backend.name}, {self.phase}>"
 
 
-@dataclass
+@dataclass(repr=False)
 class ServerSession:
     """The server's side of one round. `turn` is `absorb` for each answer, then `close`."""
 
@@ -224,7 +244,7 @@ class ServerSession:
     faults: list[tuple[ClientId, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._at = 0
+        self._at, self._over = 0, False
         self._awaited = set(self.spec.clients)
         self._heard: set[ClientId] = set()
         self._answered: set[ClientId] = set()
@@ -233,7 +253,7 @@ class ServerSession:
     def phase(self) -> str:
         """The phase whose answers are awaited, or "done"."""
         steps = self.backend.server_steps
-        return "done" if self.sealed or self._at == len(steps) else steps[self._at].phase
+        return "done" if self._over else steps[self._at].phase
 
     def turn(self, inbox: Iterable[tuple[ClientId, Frame]]) -> dict[ClientId, bytes]:
         """Absorb a phase's answers as they arrive, then close it; gives the next frame for each client.
@@ -267,6 +287,7 @@ class ServerSession:
         for client in self._awaited - self._answered:
             self.dropped[client] = step.phase
         if len(self._answered) < self.spec.threshold:
+            self._over = True
             raise TooFewClients(
                 f"round {self.spec.round}, phase {step.phase}: {len(self._answered)} of "
                 f"{len(self.spec.clients)} clients are left and {self.spec.threshold} are needed"
@@ -274,9 +295,13 @@ class ServerSession:
         self.state, out = step.close(self.state)
         self._at += 1
         if isinstance(out, Sealed):
-            self.sealed, out = out, {}
+            self.sealed, self._over, out = out, True, {}
         self._awaited, self._heard, self._answered = set(out), set(), set()
         return encode_all(out)
+
+    def __repr__(self) -> str:
+        """Name the phase; the state may hold what one client said."""
+        return f"<ServerSession {self.backend.name}, {self.phase}>"
 
     def _admit(self, client: ClientId) -> None:
         if client not in self._awaited:

@@ -13,7 +13,17 @@ from privfr.faces.verification import Verification
 from privfr.federation import RoundReport
 from privfr.storage import write_atomic
 
-__all__ = ["ClientTrained", "Event", "Individual", "Measured", "Observer", "Profile", "Report", "RoundEnded", "Stage"]
+__all__ = [
+    "ClientTrained",
+    "Event",
+    "Individual",
+    "Measured",
+    "Observer",
+    "Profile",
+    "Report",
+    "RoundEnded",
+    "Stage",
+]
 
 
 class Individual(msgspec.Struct, frozen=True):

@@ -28,7 +28,7 @@ from privfr.directory import Checkpoint, RunDirectory
 from privfr.engines.local import Dropouts, LocalEngine
 from privfr.errors import InputError
 from privfr.experiment import Experiment, Training
-from privfr.faces.datasets import Faces, load
+from privfr.faces.datasets import Faces, load_faces
 from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
 from privfr.faces.verification import Verification, all_pairs_roc, evaluate
@@ -78,7 +78,7 @@ def resume(directory: str | Path, observe: Observer = lambda event: None) -> Rep
 
 def _load(experiment: Experiment, observe: Observer) -> Faces:
     data = experiment.data
-    return load(
+    return load_faces(
         data.source, data.size, download=data.download, min_images=data.min_images,
         progress=lambda done, total: observe(Stage("pictures", done, total)),
     )  # fmt: skip
@@ -203,7 +203,9 @@ class _Run:
         for client in members:
             self._private(client, done - 1).unlink(missing_ok=True)
         self._observe(RoundEnded(outcome, eer))
-        self._observe(Stage("federated", done, self.experiment.federation.rounds, outcome.metrics.get("loss")))
+        self._observe(
+            Stage("federated", done, self.experiment.federation.rounds, outcome.metrics.get("loss"))
+        )
 
     def _members(self, model: Vector, done: int) -> tuple[Any, dict[int, Member]]:
         """Set the clients up, as after `done` rounds; also the server's keyring."""
@@ -251,7 +253,9 @@ class _Run:
             self.watch(ClientTrained(str(who), done, total, loss))
 
         experiment = self.experiment
-        return Learner(who, self.method, faces, training, self.layout, rounds, experiment.seed, stepped=stepped)
+        return Learner(
+            who, self.method, faces, training, self.layout, rounds, experiment.seed, stepped=stepped
+        )
 
     def _alone(
         self,

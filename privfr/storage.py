@@ -30,4 +30,6 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); free or change the place") from None
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); free or change the place"
+        ) from None

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -61,7 +60,8 @@ def fit(
     module.train()
     for _ in range(training.epochs):
         total = 0.0
-        for rows in torch.randperm(len(faces), generator=generator).split(training.batch):
+        order = torch.randperm(len(faces), generator=generator)
+        for rows in torch.split(order, training.batch):
             images = _augment(to_tensor(faces.images[rows.numpy()]), training, generator).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
                 losses = method.loss(module, images, labels[rows].to(device))
@@ -161,11 +161,11 @@ class Learner:
         device = device_of(self.training.device)
         key = (self.method, len(self.faces.names), device)
         if getattr(_workspace, "key", None) != key:
-            module = self.method.build(len(self.faces.names), self.seed)
-            _workspace.module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            _workspace.initial = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            fresh = self.method.build(len(self.faces.names), self.seed)
+            _workspace.module = fresh.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            _workspace.initial = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
             _workspace.key = key
-        module = _workspace.module
+        module: nn.Module = _workspace.module
         module.load_state_dict(_workspace.initial)
         return module
 

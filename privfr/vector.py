@@ -27,6 +27,11 @@ __all__ = ["Aggregate", "Layout", "Update", "Vector", "digest", "from_bytes", "m
 
 Vector = NDArray[np.float32]
 
+# Norms no honest vector comes near. Ten thousand summands at the one stay within the other, and the square
+# of that within float32, so that no client can make the sum of the others unreadable.
+LARGEST_SUMMAND = 1e15
+LARGEST_SUM = 1e19
+
 
 class Layout(msgspec.Struct, frozen=True):
     """Order and shapes of the named tensors that make up a shared vector.
@@ -88,13 +93,20 @@ class Update:
     weight: float
     metrics: Mapping[str, float]
 
-    def summand(self) -> Vector:
-        """Weight, metrics and vector as the one float32 vector that is summed (see the module's Layout)."""
-        head = np.array([1.0, *self.metrics.values()], np.float32)
-        if not (math.isfinite(self.weight) and self.weight > 0):
+    def summand(self, metrics: tuple[str, ...]) -> Vector:
+        """Weight, the named metrics and vector as the one float32 vector that is summed (see Layout above).
+
+        Raises `LocalProtocolError` for other metrics, or a weight that float32 does not hold above 0.
+        """
+        if set(metrics) != set(self.metrics):
+            raise LocalProtocolError(f"an update with metrics {sorted(self.metrics)}, not {sorted(metrics)}")
+        with np.errstate(over="ignore", under="ignore"):
+            weight = np.float32(self.weight)
+        if not (np.isfinite(weight) and weight > 0):
             raise LocalProtocolError(f"an update's weight is a finite number above 0, not {self.weight}")
+        head = np.array([1.0, *(self.metrics[name] for name in metrics)], np.float32)
         summand = np.concatenate([head, self.vector])
-        summand *= np.float32(self.weight)
+        summand *= weight
         return summand
 
     def __repr__(self) -> str:
@@ -125,18 +137,18 @@ def mean_of_sum(total: Vector, count: int, metrics: tuple[str, ...]) -> Aggregat
     return Aggregate(total[head:] / np.float32(weight), weight, count, means)
 
 
-def from_bytes(data: memoryview | bytes, size: int) -> Vector:
+def from_bytes(data: memoryview | bytes, size: int, norm: float = LARGEST_SUM) -> Vector:
     """View little-endian float32 bytes as a vector [size]; nothing is copied.
 
-    Raises `BadFrame` for another length, and for numbers that are not finite or so large that their
-    squares overflow float32 (above 1.8e19): one such number would spoil the sum for everybody.
+    Raises `BadFrame` for another length, for numbers that are not finite, and for a vector whose
+    Euclidean norm is above `norm`: one such number would spoil the sum for everybody.
     """
     if len(data) != 4 * size:
         raise BadFrame(f"{len(data)} bytes where {4 * size} belong ({size} numbers)")
     vector = np.frombuffer(data, np.dtype("<f4"))
     with np.errstate(all="ignore"):
         # One pass and no temporary: a dot product is finite only if every term is.
-        if not np.isfinite(np.dot(vector, vector)):
+        if not np.dot(vector, vector) <= np.float32(norm) * np.float32(norm):
             raise BadFrame("the vector holds a number that is not finite, or absurdly large")
     return vector
 

@@ -37,7 +37,9 @@ def inspect(
     source: Source,
     size: Side = 64,
     download: Annotated[bool, typer.Option("--download", help="Fetch CelebA or LFW where missing.")] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here, a row a person (.png).")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet here, a row a person (.png).")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The figures alone on standard output.")] = False,
 ) -> None:
     """Count the people and pictures of a source, and say what is wrong with it."""

@@ -18,7 +18,8 @@ def command(
     data: Annotated[str, typer.Option(help="synthetic, celeba:ROOT, lfw:ROOT or a folder of identities.")],
     pairs: Annotated[Path | None, typer.Option(help="LFW pairs file; all pairs without it.")] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Judge the run's other models too: pretrained, individual, ...")
+        bool,
+        typer.Option("--baselines", help="Judge the run's other models too: pretrained, individual, ..."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="The figures alone on standard output.")] = False,
 ) -> None:
@@ -34,7 +35,10 @@ def command(
     found = evaluate_on(recogniser, faces, listed)
     others = _others(model, faces, listed) if baselines else {}
     if json:
-        render.json(_flat(found) | ({"models": {name: _flat(each) for name, each in others.items()}} if baselines else {}))
+        render.json(
+            _flat(found)
+            | ({"models": {name: _flat(each) for name, each in others.items()}} if baselines else {})
+        )
         return
     render.evaluation("federated" if model.is_dir() else model.stem, found, others)
 

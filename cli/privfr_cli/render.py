@@ -46,7 +46,9 @@ def percent(share: float | None) -> str:
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Draw a table; every column but the first is a figure."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False)
+    drawn = Table(
+        title=title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False
+    )
     for number, column in enumerate(columns):
         drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
@@ -135,11 +137,16 @@ def report(result: Report, directory: str) -> None:
         if found is not None:
             bounds = found.intervals.get("eer")
             spread = f"{100 * bounds.low:.1f} to {100 * bounds.high:.1f} %" if bounds else ""
-            rows.append([name, percent(found.eer), spread, f"{found.auc:.3f}", percent(found.tar_at_far.get("1e-2"))])
+            rows.append(
+                [name, percent(found.eer), spread, f"{found.auc:.3f}", percent(found.tar_at_far.get("1e-2"))]
+            )
     if result.individual is not None:
         alone = result.individual
         spread = f"best {percent(alone.best)}, worst {percent(alone.worst)}"
-        rows.insert(-1 if result.centralised else len(rows), ["individual, mean of clients", percent(alone.mean), spread, "", ""])
+        rows.insert(
+            -1 if result.centralised else len(rows),
+            ["individual, mean of clients", percent(alone.mean), spread, "", ""],
+        )
     out.print()
     table(
         f"Verification of {people['test']} people nobody trained on ({pictures['test']} pictures)",
@@ -148,8 +155,12 @@ def report(result: Report, directory: str) -> None:
     )
     up, down = sum(r.bytes_up for r in result.rounds), sum(r.bytes_down for r in result.rounds)
     clients = max(1, result.rounds[0].clients) if result.rounds else 1
-    out.print(f"\n{len(result.rounds)} rounds, {clients} clients, {people['clients']} people, {result.parameters:,} parameters")
-    out.print(f"per client: {size(up / clients)} up, {size(down / clients)} down; {100 * result.overhead:.1f} % of the rounds' work was not training")
+    out.print(
+        f"\n{len(result.rounds)} rounds, {clients} clients, {people['clients']} people, {result.parameters:,} parameters"
+    )
+    out.print(
+        f"per client: {size(up / clients)} up, {size(down / clients)} down; {100 * result.overhead:.1f} % of the rounds' work was not training"
+    )
     out.print(f"server learns: {result.server_learns}. {result.trust}")
     for line in result.discloses:
         out.print(f"also leaves the device: {line}")

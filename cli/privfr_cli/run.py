@@ -16,11 +16,17 @@ Whole = int | None
 
 def command(
     config: Annotated[Path | None, typer.Option(help="Experiment as TOML; flags win over it.")] = None,
-    data: Annotated[Text, typer.Option(help="synthetic, celeba:ROOT, lfw:ROOT or a folder of identities.")] = None,
+    data: Annotated[
+        Text, typer.Option(help="synthetic, celeba:ROOT, lfw:ROOT or a folder of identities.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory to make; default runs/DATE-TIME.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run directory; takes no other flag.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run directory; takes no other flag.")
+    ] = None,
     method: Annotated[Text, typer.Option(help="What is learnt: supervised.")] = None,
-    backend: Annotated[Text, typer.Option(help="How updates are added up: plain or trusted; see privfr info.")] = None,
+    backend: Annotated[
+        Text, typer.Option(help="How updates are added up: plain or trusted; see privfr info.")
+    ] = None,
     engine: Annotated[Text, typer.Option(help="Where clients run: local.")] = None,
     clients: Annotated[Whole, typer.Option(help="How many clients.")] = None,
     rounds: Annotated[Whole, typer.Option(help="How many rounds.")] = None,
@@ -36,13 +42,16 @@ def command(
     learning_rate: Annotated[float | None, typer.Option(help="Of local training.")] = None,
     device: Annotated[Text, typer.Option(help="auto, cpu or cuda.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of messages lost, by seed.")] = None,
-    workers: Annotated[Whole, typer.Option(help="Clients trained at once; 0 is one a core, 1 is serial.")] = None,
+    workers: Annotated[
+        Whole, typer.Option(help="Clients trained at once; 0 is one a core, 1 is serial.")
+    ] = None,
     seed: Annotated[Whole, typer.Option(help="Of the split, the start, and everything drawn.")] = None,
     baseline: Annotated[
         list[str] | None, typer.Option(help="Also train individual and/or centralised models; repeatable.")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key, such as training.batch=16.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key, such as training.batch=16."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="The report alone on standard output.")] = False,
 ) -> None:
@@ -76,7 +85,9 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _run(config: Path | None, out: Path | None, resume: Path | None, changes: dict[str, Any]) -> tuple[Any, Path]:
+def _run(
+    config: Path | None, out: Path | None, resume: Path | None, changes: dict[str, Any]
+) -> tuple[Any, Path]:
     from privfr.errors import InputError
     from privfr.experiment import load_experiment
 

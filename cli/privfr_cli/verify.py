@@ -32,4 +32,6 @@ def command(
         render.json({"score": score, "threshold": threshold, "far": far, "same": same})
         return
     verdict = "the same person" if same else "different people"
-    render.out.print(f"{verdict}: score {score:.3f}, threshold {threshold:.3f} (FAR {far} on the run's test people)")
+    render.out.print(
+        f"{verdict}: score {score:.3f}, threshold {threshold:.3f} (FAR {far} on the run's test people)"
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from privfr.errors import BadFrame, WrongPhase
+from privfr.errors import BadFrame, LocalProtocolError, WrongPhase
 from privfr.protocol import (
     ENVELOPE,
     Backend,
@@ -25,7 +25,7 @@ from privfr.protocol import (
     Sealed,
     ServerStep,
 )
-from privfr.vector import Aggregate, Update, Vector, from_bytes, mean_of_sum
+from privfr.vector import LARGEST_SUMMAND, Aggregate, Update, Vector, from_bytes, mean_of_sum
 from privfr.wire import Message, register
 
 __all__ = ["PLAIN", "ClientState", "Summand"]
@@ -49,8 +49,12 @@ class ClientState(msgspec.Struct, frozen=True):
     summand: bytes
     key: bytes = b""
 
+    def __repr__(self) -> str:
+        """Name the client only."""
+        return f"<ClientState of client {self.client}>"
 
-@dataclass
+
+@dataclass(repr=False)
 class ServerState:
     """The running sum and whose summands are in it."""
 
@@ -62,7 +66,9 @@ class ServerState:
 
 def client_state(spec: RoundSpec, client: ClientId, update: Update, key: bytes | None) -> ClientState:
     """Begin a client's round. key: the aggregator's public key where there is one."""
-    summand = np.ascontiguousarray(update.summand(), "<f4").tobytes()
+    summand = np.ascontiguousarray(update.summand(spec.metrics), "<f4").tobytes()
+    if len(summand) != 4 * spec.length:
+        raise LocalProtocolError(f"an update of {update.vector.size} numbers in a round of {spec.size}")
     return ClientState(client, spec.context(), summand, key or b"")
 
 
@@ -82,7 +88,7 @@ def absorb(state: ServerState, client: ClientId, answer: Summand) -> ServerState
     """Add one summand in place."""
     if answer.context != state.context:
         raise WrongPhase("a summand of another round or run")
-    summand = from_bytes(answer.bulk, state.spec.length)
+    summand = from_bytes(answer.bulk, state.spec.length, LARGEST_SUMMAND)
     if not summand[0] > 0:
         raise BadFrame("a summand without a weight above 0")
     state.total += summand
@@ -93,7 +99,7 @@ def absorb(state: ServerState, client: ClientId, answer: Summand) -> ServerState
 def close(state: ServerState) -> tuple[ServerState, Sealed]:
     """End the round with the sum."""
     total = np.ascontiguousarray(state.total, "<f4")
-    return state, Sealed(tuple(state.survivors), total.data.cast("B"))
+    return state, Sealed(tuple(sorted(state.survivors)), total.data.cast("B"))
 
 
 def open_sum(spec: RoundSpec, sealed: Sealed, keyring: Any) -> Aggregate:

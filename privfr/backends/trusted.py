@@ -80,7 +80,7 @@ class Aggregator:
     """The aggregator: a third party that alone can open what clients sealed.
 
     `receive` answers one frame of the server's with one of its own, as a `Member` does; it holds one
-    round's sum at a time. floor: fewest clients whose sum it gives away.
+    round's sum at a time, and a round that is finished, with a sum or with too few clients, is over. floor: fewest clients whose sum it gives away.
     """
 
     def __init__(self, entropy: Entropy, floor: int = 2) -> None:
@@ -96,7 +96,7 @@ class Aggregator:
         return bytes(self._key.public_key)
 
     def receive(self, frame: Frame) -> bytes:
-        """Answer the server. A message it cannot accept is answered `Refused`, and changes nothing."""
+        """Answer the server; with `Refused`, and no change of the sum, where a message is unacceptable."""
         handlers: dict[str, Callable[[Frame], Message]] = {
             "begin": self._open,
             "trusted.forward": self._add,
@@ -112,13 +112,16 @@ class Aggregator:
 
     def _open(self, frame: Frame) -> Message:
         spec = decode(frame, Begin).spec
+        spec.check()
         if spec.threshold < self._floor:
-            raise PolicyRefused(f"threshold {spec.threshold} is below the aggregator's floor of {self._floor}")
+            raise PolicyRefused(
+                f"threshold {spec.threshold} is below the aggregator's floor of {self._floor}"
+            )
         if spec.context() in self._opened:
             # The difference of two sums of one round is somebody's update.
             raise WrongPhase("this round was opened before")
-        self._opened.add(spec.context())
         self._round = ServerSession(plain.PLAIN, spec, plain.server_state(spec))
+        self._opened.add(spec.context())
         return Accepted()
 
     def _add(self, frame: Frame) -> Message:
@@ -138,8 +141,9 @@ class Aggregator:
         decode(frame, Finish)
         session, self._round = self._session(), None
         session.close()
-        assert session.sealed is not None
-        return session.sealed
+        sealed = session.sealed
+        assert sealed is not None  # plain has one phase, and it has just been closed
+        return sealed
 
     def _session(self) -> ServerSession:
         if self._round is None:
@@ -177,7 +181,7 @@ def _absorb(state: ServerState, client: ClientId, answer: Boxed) -> ServerState:
 
 def _close(state: ServerState) -> tuple[ServerState, Sealed]:
     sealed = _ask(state.relay, Finish(), Sealed)
-    if sealed.survivors != state.survivors:
+    if sealed.survivors != tuple(sorted(state.survivors)):
         raise BadFrame("the aggregator's sum is over other clients than it accepted")
     return state, sealed
 

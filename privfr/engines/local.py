@@ -9,6 +9,7 @@ parallel run equals a serial one to the bit.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -64,16 +65,18 @@ class LocalEngine:
     seconds: float = 0.0
     refusals: list[tuple[ClientId, str]] = field(default_factory=list)
     _round: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def exchange(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes]]:
         """Deliver each frame; yields the answers in the outbox's order as they become ready."""
-        if self.workers == 1:
-            answers = ((client, self._serve(client, frame)) for client, frame in outbox.items())
-        else:
-            answers = self._in_parallel(outbox)
-        for client, answer in answers:
+        serve = self._in_turn if self.workers == 1 else self._in_parallel
+        for client, answer in serve(outbox):
             if answer is not None:
                 yield client, answer
+
+    def _in_turn(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | None]]:
+        for client, frame in outbox.items():
+            yield client, self._serve(client, frame)
 
     def _in_parallel(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | None]]:
         waiting: deque[tuple[ClientId, Future[bytes | None]]] = deque()
@@ -105,6 +108,7 @@ class LocalEngine:
             self.refusals.append((client, f"{phase}: {type(error).__name__}: {error}"))
             return None
         finally:
-            self.seconds += time.perf_counter() - started
+            with self._lock:
+                self.seconds += time.perf_counter() - started
         self.heard(client, phase)
         return None if lost else answer

@@ -1,6 +1,6 @@
 """Face pictures in memory, and where they come from.
 
-One entry point, `load`, takes "synthetic", "celeba:ROOT", "lfw:ROOT" or a folder of identities. Pictures are
+One entry point, `load_faces`, takes "synthetic", "celeba:ROOT", "lfw:ROOT" or a folder of identities. Pictures are
 decoded once and kept as bytes. A broken picture is left out and listed in `Faces.skipped`, so that one bad
 file among thousands costs nobody an afternoon; a set without a single good picture is an InputError.
 """
@@ -97,7 +97,7 @@ def require_identities(faces: Faces, least: int, purpose: str) -> None:
         raise InputError(f"{purpose} needs pictures of at least {least} people, here are {have}; add some")
 
 
-def load(
+def load_faces(
     source: str | Path,
     size: tuple[int, int],
     *,

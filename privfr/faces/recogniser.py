@@ -59,19 +59,23 @@ class Recogniser:
     def new(cls, name: str, size: tuple[int, int], dim: int = 0, seed: int = 0) -> Recogniser:
         """Make an untrained one. dim: 0 for the network's own. Raises `InputError` for unknown names."""
         network = backbone(name, size, dim or None, seed=seed)
-        return cls(name, size, dim or BACKBONES[name].dim, network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        return cls(name, size, dim or BACKBONES[name].dim, network.to(memory_format=torch.channels_last))
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed pictures, uint8 [n, height, width, 3], as unit vectors, float32 [n, dim]."""
         if images.shape[1:3] != self.size:
-            raise InputError(f"pictures are {images.shape[1]}x{images.shape[2]}, this model takes {self.size}")
+            raise InputError(
+                f"pictures are {images.shape[1]}x{images.shape[2]}, this model takes {self.size}"
+            )
         return embed(self.network, images)
 
     def threshold_at(self, far: str) -> float:
         """Cosine to decide at for a FAR such as "1e-2". Raises `InputError` for one that was not measured."""
         if far not in self.thresholds:
             known = ", ".join(self.thresholds) or "none"
-            raise InputError(f"FAR {far}: this model's test pairs gave thresholds for {known}; choose one of these")
+            raise InputError(
+                f"FAR {far}: this model's test pairs gave thresholds for {known}; choose one of these"
+            )
         return self.thresholds[far]
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
@@ -102,11 +106,15 @@ class Recogniser:
             found = cls.new(facts["backbone"], tuple(facts["size"]), facts["dim"])
             thresholds, about = dict(facts["thresholds"]), dict(facts["about"])
         except FileNotFoundError:
-            raise InputError(f"{path}: no such file; give a run directory or a .safetensors checkpoint") from None
+            raise InputError(
+                f"{path}: no such file; give a run directory or a .safetensors checkpoint"
+            ) from None
         except (OSError, safetensors.SafetensorError) as error:
             raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: not a privfr checkpoint ({error}); write one with `privfr run`") from None
+            raise InputError(
+                f"{path}: not a privfr checkpoint ({error}); write one with `privfr run`"
+            ) from None
         _check_tensors(found, tensors, path)
         found.load_tensors(tensors)
         found.thresholds, found.about = thresholds, about
@@ -118,7 +126,9 @@ def _check_tensors(found: Recogniser, tensors: Mapping[str, NDArray[np.float32]]
     held = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != held:
         odd = sorted(set(expected.items()) ^ set(held.items()))[0][0]
-        raise InputError(f"{path}: tensor {odd!r} does not belong to a {found.backbone}: another architecture")
+        raise InputError(
+            f"{path}: tensor {odd!r} does not belong to a {found.backbone}: another architecture"
+        )
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
             raise InputError(f"{path}: tensor {name!r} is not finite float32; the checkpoint is damaged")

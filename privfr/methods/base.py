@@ -5,7 +5,7 @@ A method knows no backend and no engine. Adding one is one file with one class o
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,9 @@ class Method(Protocol):
     beside the shared tensors and metrics inside the sum; printed in every report.
     """
 
-    name: str
-    metrics: tuple[str, ...]
-    discloses: tuple[str, ...]
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    discloses: ClassVar[tuple[str, ...]]
 
     def build(self, identities: int, seed: int) -> nn.Module:
         """Make the module one client trains, the same for the same seed."""
@@ -62,4 +62,6 @@ def class_means(backbone: nn.Module, faces: Faces) -> Tensor:
     embedding = torch.from_numpy(embed(backbone, faces.images))
     labels = torch.from_numpy(faces.labels)
     means = torch.zeros(len(faces.names), embedding.shape[1])
-    return means.index_add_(0, labels, embedding) / torch.bincount(labels, minlength=len(faces.names))[:, None]
+    return (
+        means.index_add_(0, labels, embedding) / torch.bincount(labels, minlength=len(faces.names))[:, None]
+    )

@@ -21,7 +21,7 @@ from PIL import Image
 
 from privfr.errors import InputError
 from privfr.faces import pictures, published
-from privfr.faces.datasets import Faces, load, load_folder, require_identities, write_folder
+from privfr.faces.datasets import Faces, load_faces, load_folder, require_identities, write_folder
 from privfr.faces.pictures import BACKGROUND, read_picture
 from privfr.faces.published import Archive, download_lfw, load_celeba, load_lfw
 
@@ -491,28 +491,28 @@ def celeba(root: Path) -> Path:
 
 
 def test_celeba(tmp_path: Path) -> None:
-    faces = load(f"celeba:{celeba(tmp_path)}", (64, 64))
+    faces = load_faces(f"celeba:{celeba(tmp_path)}", (64, 64))
     assert faces.names == ("2880", "35", "7") and faces.labels.tolist() == [0, 0, 1, 2]
     assert faces.files[:2] == ("celeba/img_align_celeba/000001.jpg", "celeba/img_align_celeba/000003.jpg")
     assert near(faces.images[:, 2:-2, 2:-2], GREEN, 12)  # the stated crop, nothing around it
     assert faces.skipped == (("celeba/img_align_celeba", "1 of 5 pictures listed are absent"),)
     assert near(load_celeba(tmp_path, (64, 64), align_crop=False).images[0][:, :4], RED, 12)
-    assert load(f"celeba:{tmp_path}", (64, 64), min_images=2).names == ("2880",)
+    assert load_faces(f"celeba:{tmp_path}", (64, 64), min_images=2).names == ("2880",)
 
 
 def test_celeba_absent_or_malformed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"img_align_celeba: not there; get img_align_celeba\.zip .*unpack"):
-        load(f"celeba:{tmp_path}", (64, 64))
+        load_faces(f"celeba:{tmp_path}", (64, 64))
     listing = celeba(tmp_path) / "celeba" / "identity_CelebA.txt"
     listing.write_text("000001.jpg 2880\n000002.jpg\n")
     with pytest.raises(InputError, match=r"identity_CelebA\.txt: line 2 is '000002\.jpg'"):
-        load(f"celeba:{tmp_path}", (64, 64))
+        load_faces(f"celeba:{tmp_path}", (64, 64))
     listing.write_text("999999.jpg 1\n")
     with pytest.raises(InputError, match="holds none of the pictures"):
-        load(f"celeba:{tmp_path}", (64, 64))
+        load_faces(f"celeba:{tmp_path}", (64, 64))
     listing.unlink()
     with pytest.raises(InputError, match=r"identity_CelebA\.txt: not there"):
-        load(f"celeba:{tmp_path}", (64, 64))
+        load_faces(f"celeba:{tmp_path}", (64, 64))
 
 
 @pytest.mark.parametrize("folder", ["lfw_funneled", "lfw-deepfunneled", "lfw"])
@@ -526,7 +526,7 @@ def test_lfw(tmp_path: Path, folder: str) -> None:
                 tmp_path / "lfw-py" / folder / name / f"{name}_{i:04d}.jpg", quality=95, subsampling=0
             )
     (tmp_path / "lfw-py" / folder / "pairs_01.txt").write_text("")
-    faces = load(f"lfw:{tmp_path}", (32, 32))
+    faces = load_faces(f"lfw:{tmp_path}", (32, 32))
     assert faces.files[0] == "Aaron_Eckhart/Aaron_Eckhart_0001.jpg" and faces.counts.tolist() == [1, 2]
     assert near(faces.images[:, 2:-2, 2:-2], GREEN, 12)
     assert near(load_lfw(tmp_path, (32, 32), align_crop=False).images[0][:4], RED, 12)
@@ -534,7 +534,7 @@ def test_lfw(tmp_path: Path, folder: str) -> None:
 
 def test_lfw_absent(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lfw-py: no LFW there; get lfw-funneled\.tgz from https"):
-        load(f"lfw:{tmp_path}", (32, 32))
+        load_faces(f"lfw:{tmp_path}", (32, 32))
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -590,12 +590,12 @@ def test_archives_are_pinned_by_hash() -> None:
 
 
 def test_load_synthetic() -> None:
-    faces = load("synthetic:identities=3,images=2,seed=1", (32, 32))
+    faces = load_faces("synthetic:identities=3,images=2,seed=1", (32, 32))
     assert faces.images.shape == (6, 32, 32, 3) and faces.counts.tolist() == [2, 2, 2]
-    again = load("synthetic:identities=3,images=2,seed=1", (32, 32))
-    other = load("synthetic:identities=3,images=2,seed=2", (32, 32))
+    again = load_faces("synthetic:identities=3,images=2,seed=1", (32, 32))
+    other = load_faces("synthetic:identities=3,images=2,seed=2", (32, 32))
     assert (again.images == faces.images).all() and (other.images != faces.images).any()
-    assert load("synthetic:identities=3,images=2", (32, 32), identities=2).names == faces.names[:2]
+    assert load_faces("synthetic:identities=3,images=2", (32, 32), identities=2).names == faces.names[:2]
 
 
 @pytest.mark.parametrize(
@@ -616,33 +616,33 @@ def test_load_synthetic() -> None:
 )
 def test_unknown_sources(source: str, words: str) -> None:
     with pytest.raises(InputError) as caught:
-        load(source, (32, 32))
+        load_faces(source, (32, 32))
     assert words in str(caught.value)
 
 
 def test_sources_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="only celeba:ROOT and lfw:ROOT can be downloaded"):
-        load(tmp_path, (32, 32), download=True)
+        load_faces(tmp_path, (32, 32), download=True)
     with pytest.raises(InputError, match="synthetic faces are square"):
-        load("synthetic", (32, 24))
+        load_faces("synthetic", (32, 24))
     with pytest.raises(InputError, match="give \\(height, width\\)"):
-        load("synthetic", (0, 0))
+        load_faces("synthetic", (0, 0))
 
 
 def test_load_takes_a_folder_as_text_or_path(tmp_path: Path) -> None:
     people(tmp_path, Ann=1, Bob=1)
-    assert load(str(tmp_path), (8, 8)).files == load(tmp_path, (8, 8)).files
+    assert load_faces(str(tmp_path), (8, 8)).files == load_faces(tmp_path, (8, 8)).files
 
 
 @pytest.mark.skipif(not (REAL / "photos").is_dir(), reason="no ../shared/data/photos here")
 def test_real_photos() -> None:
-    faces = load(REAL / "photos", (112, 112))
+    faces = load_faces(REAL / "photos", (112, 112))
     assert len(faces.names) == 16 and len(faces) > 100 and faces.skipped == ()
     assert faces.images.std() > 40
 
 
 @pytest.mark.skipif(not (REAL / "orl").is_dir(), reason="no ../shared/data/orl here")
 def test_real_grey_faces() -> None:
-    faces = load(REAL / "orl", (56, 46))
+    faces = load_faces(REAL / "orl", (56, 46))
     assert faces.counts.tolist() == [10] * 40
     assert (faces.images[..., 0] == faces.images[..., 2]).all()
