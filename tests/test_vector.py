@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from privfr.errors import BadFrame, LocalProtocolError
-from privfr.vector import Aggregate, Layout, Update, Vector, digest, from_bytes, mean_of_sum
+from privfr.vector import (
+    LARGEST_SUMMAND,
+    Aggregate,
+    Layout,
+    Update,
+    Vector,
+    digest,
+    from_bytes,
+    mean_of_sum,
+)
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 layouts = st.dictionaries(st.text(max_size=6), shapes, max_size=5).map(
@@ -95,7 +104,7 @@ updates = st.integers(0, 4).flatmap(
 @given(updates)
 def test_the_decoded_sum_of_summands_is_the_weighted_mean(found: list[Update]) -> None:
     weights = np.array([u.weight for u in found], np.float64)
-    total = np.sum([u.summand() for u in found], axis=0, dtype=np.float32)
+    total = np.sum([u.summand(("loss", "accuracy")) for u in found], axis=0, dtype=np.float32)
     mean = mean_of_sum(total, len(found), ("loss", "accuracy"))
     assert isinstance(mean, Aggregate)
     assert mean.count == len(found)
@@ -111,7 +120,7 @@ def test_the_decoded_sum_of_summands_is_the_weighted_mean(found: list[Update]) -
 
 def test_a_summand_holds_weight_metrics_vector_in_this_order() -> None:
     update = Update(np.array([10, -20], np.float32), 3, {"loss": 5.0})
-    summand = update.summand()
+    summand = update.summand(("loss",))
     assert summand.dtype == np.float32
     assert summand.tolist() == [3, 15, 30, -60]
     assert update.vector.tolist() == [10, -20]
@@ -120,13 +129,22 @@ def test_a_summand_holds_weight_metrics_vector_in_this_order() -> None:
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), 1e39, 1e-50])
 def test_a_weight_that_is_not_a_float32_above_0_is_refused(weight: float) -> None:
     with np.errstate(all="ignore"), pytest.raises(LocalProtocolError, match="weight"):
-        Update(np.ones(1, np.float32), weight, {}).summand()
+        Update(np.ones(1, np.float32), weight, {}).summand(())
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf])
 def test_a_sum_without_weight_is_refused(weight: float) -> None:
     with pytest.raises(BadFrame):
         mean_of_sum(np.array([weight, 1], np.float32), 1, ())
+
+
+def test_a_summand_takes_its_metrics_by_name() -> None:
+    update = Update(np.array([1], np.float32), 2, {"loss": 5.0, "accuracy": 7.0})
+    assert update.summand(("loss", "accuracy")).tolist() == [2, 10, 14, 2]
+    assert update.summand(("accuracy", "loss")).tolist() == [2, 14, 10, 2]
+    for other in ((), ("loss",), ("loss", "acc"), ("loss", "accuracy", "more")):
+        with pytest.raises(LocalProtocolError, match="metrics"):
+            update.summand(other)
 
 
 def test_bytes_are_viewed_not_copied() -> None:
@@ -144,6 +162,17 @@ def test_bytes_with_one_impossible_number_are_refused(bad: float, at: int) -> No
     vector[at] = bad
     with pytest.raises(BadFrame):
         from_bytes(vector.tobytes(), 1000)
+
+
+def test_ten_thousand_of_the_largest_summands_still_make_a_readable_sum() -> None:
+    """Else clients could choose summands that pass one by one, and void the sum of everybody."""
+    largest = np.zeros(10, "<f4")
+    largest[3] = 0.999 * LARGEST_SUMMAND
+    vector = from_bytes(largest.tobytes(), 10, LARGEST_SUMMAND)
+    total = vector * np.float32(10_000)
+    assert from_bytes(total.astype("<f4").tobytes(), 10).tolist() == total.tolist()
+    with pytest.raises(BadFrame):
+        from_bytes((largest * np.float32(1.01)).tobytes(), 10, LARGEST_SUMMAND)
 
 
 def test_infinities_that_cancel_are_refused() -> None:

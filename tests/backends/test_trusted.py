@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from insecure import InsecureEntropy, RoundInHand, round_in_hand, spec_of, whole_update
+from insecure import METRICS, InsecureEntropy, RoundInHand, round_in_hand, spec_of, whole_update
 from nacl.public import PublicKey, SealedBox
 
 from privfr.backends.trusted import TRUSTED, Accepted, Aggregator, Boxed, Finish, Forward, Refused
@@ -67,7 +67,7 @@ def test_the_server_never_sees_a_summand_in_clear() -> None:
     found = {c: whole_update(7, c) for c in (1, 2, 3)}
     round_ = RoundInHand(TRUSTED, spec(3), found)
     relay = Tapped(round_.server_key.__self__)
-    round_.server.state = msgspec_free_state(round_, relay)
+    round_.server.state = reopened(round_, relay)
     round_.clients = {c: round_.session(c, round_.server.spec) for c in found}
     answers = [(c, round_.clients[c].receive(encode(Begin(round_.server.spec, EMPTY)))) for c in found]
     round_.server.turn(answers)
@@ -75,16 +75,16 @@ def test_the_server_never_sees_a_summand_in_clear() -> None:
     seen = [answer for _, answer in answers] + relay.seen
     assert len(relay.seen) == 2 * (1 + len(found) + 1)
     for update in found.values():
-        summand = update.summand().astype("<f4").tobytes()
+        summand = update.summand(METRICS).astype("<f4").tobytes()
         for frame in seen:
             assert summand not in frame
             # Nor any part of it: two neighbouring numbers of it are nowhere to be found.
             assert not any(summand[at : at + 8] in frame for at in range(12, len(summand) - 7, 4))
     total = np.frombuffer(round_.server.sealed.bulk, "<f4")
-    assert total.tolist() == np.sum([u.summand() for u in found.values()], axis=0).tolist()
+    assert total.tolist() == np.sum([u.summand(METRICS) for u in found.values()], axis=0).tolist()
 
 
-def msgspec_free_state(round_: RoundInHand, relay: Callable[[bytes], bytes]) -> Any:
+def reopened(round_: RoundInHand, relay: Callable[[bytes], bytes]) -> Any:
     """Open the round anew through a tapped relay, under another round number."""
     round_.server.spec = msgspec.structs.replace(round_.spec, round=1)
     return TRUSTED.server_state(round_.server.spec, relay)
@@ -117,7 +117,7 @@ def test_a_box_is_added_once() -> None:
     assert "Duplicate" in refused(aggregator, forward(1, boxes(round_)[1]))
     aggregator.receive(forward(2, true[2]))
     sealed = decode(aggregator.receive(encode(Finish())), Sealed)
-    expected = round_.updates[1].summand() + round_.updates[2].summand()
+    expected = round_.updates[1].summand(METRICS) + round_.updates[2].summand(METRICS)
     assert np.frombuffer(sealed.bulk, "<f4").tolist() == expected.tolist()
 
 
@@ -189,7 +189,7 @@ def test_garbage_is_refused_and_changes_nothing(garbage: bytes, head: bytes) -> 
     aggregator.receive(forward(2, true[2]))
     sealed = decode(aggregator.receive(encode(Finish())), Sealed)
     assert sealed.survivors == (1, 2)
-    expected = round_.updates[1].summand() + round_.updates[2].summand()
+    expected = round_.updates[1].summand(METRICS) + round_.updates[2].summand(METRICS)
     assert np.frombuffer(sealed.bulk, "<f4").tolist() == expected.tolist()
 
 
@@ -230,30 +230,27 @@ def test_a_tampered_box_costs_only_its_sender(at: int) -> None:
     assert round_.server.sealed.survivors == (1, 3, 4)
     assert [client for client, _ in round_.server.faults] == [2]
     assert round_.server.dropped == {2: "contribute"}
-    expected = np.sum([round_.updates[c].summand() for c in (1, 3, 4)], axis=0)
+    expected = np.sum([round_.updates[c].summand(METRICS) for c in (1, 3, 4)], axis=0)
     assert np.frombuffer(round_.server.sealed.bulk, "<f4").tolist() == expected.tolist()
 
 
-def test_a_finish_with_too_few_is_refused_and_changes_nothing() -> None:
+def test_a_finish_with_too_few_is_refused_and_ends_the_round() -> None:
+    """Over is over: whoever comes later is not added, and the round cannot be opened again."""
     aggregator, round_ = open_round(4, 3)
     true = boxes(round_)
-    for client in (1, 2):
-        assert "TooFewClients" in refused(aggregator, encode(Finish()))
-        aggregator.receive(forward(client, true[client]))
+    aggregator.receive(forward(1, true[1]))
+    aggregator.receive(forward(2, true[2]))
     assert "TooFewClients" in refused(aggregator, encode(Finish()))
-    aggregator.receive(forward(3, true[3]))
-    assert decode(aggregator.receive(encode(Finish())), Sealed).survivors == (1, 2, 3)
+    assert "no round" in refused(aggregator, forward(3, true[3]))
+    assert "no round" in refused(aggregator, encode(Finish()))
+    assert "opened before" in refused(aggregator, encode(Begin(round_.spec, EMPTY)))
 
 
 def test_too_few_clients_get_no_sum() -> None:
-    aggregator, round_ = open_round(4, 3)
-    true = boxes(round_)
-    for client in (1, 2):
-        aggregator.receive(forward(client, true[client]))
-    assert "TooFewClients" in refused(aggregator, encode(Finish()))
     whole = round_in_hand("trusted", 4, 3)
     with pytest.raises(TooFewClients):
         whole.play({1: 0, 2: 0})
+    assert whole.server.sealed is None
 
 
 def test_an_aggregator_that_sums_others_than_it_accepted_is_found_out() -> None:
