@@ -29,6 +29,7 @@ DISTINCT = 16  # frames; clients share them, since a summand does not name its c
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,11 +77,13 @@ def make_frames(spec: RoundSpec) -> list[bytes]:
 
 
 def inbox(spec: RoundSpec, frames: list[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Give every client of the roster one of the frames."""
     for client in spec.clients:
         yield client, frames[client % len(frames)]
 
 
 def sealed_by_machine(spec: RoundSpec, frames: list[bytes]) -> np.ndarray:
+    """Sum by the round machine."""
     plain = backend("plain")
     session = ServerSession(plain, spec, plain.server_state(spec, None))
     session.turn(inbox(spec, frames))
@@ -89,6 +92,7 @@ def sealed_by_machine(spec: RoundSpec, frames: list[bytes]) -> np.ndarray:
 
 
 def added_by_numpy(spec: RoundSpec, frames: list[bytes]) -> np.ndarray:
+    """Sum the same numbers by nothing but additions in place."""
     total = np.zeros(spec.length, np.float32)
     for _, frame in inbox(spec, frames):
         total += np.frombuffer(frame, np.float32, offset=len(frame) - 4 * spec.length)

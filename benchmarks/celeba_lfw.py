@@ -6,8 +6,8 @@ For each seed one run of benchmarks/celeba_lfw.toml on CelebA: a network pretrai
 same network trained on by 40 clients together (`federated`), by each of them alone (`individual`) and on all
 their pictures in one place (`centralised`), for the same pictures and steps. All are judged on LFW's
 View 2 by its official protocol. The figure is the share of the error between pretrained and centralised
-that federated training closes, with a 95 % interval over people (identity bootstrap, paired). Runs are kept and
-resumed. Writes OUT/result.json and docs/results/celeba_lfw.md.
+that federated training closes, with a 95 % interval over people (identity bootstrap, paired). Runs are kept
+and resumed. Writes OUT/result.json and docs/results/celeba_lfw.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ SAMPLES = 1000
 
 def main() -> None:
     """Run, judge and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=Path("runs/celeba_lfw"))
@@ -59,7 +60,8 @@ def main() -> None:
 
 def train(seed: int, config: Path, data: Path, place: Path) -> Path:
     """Make or finish one run."""
-    changes = {"seed": seed, "data.source": str(data / "celeba112"), "baselines": ["individual", "centralised"]}
+    source = str(data / "celeba112")
+    changes = {"seed": seed, "data.source": source, "baselines": ["individual", "centralised"]}
     if (place / "report.json").exists():
         privfr.resume(place, say)
     else:
@@ -70,7 +72,8 @@ def train(seed: int, config: Path, data: Path, place: Path) -> Path:
 def say(event: Event) -> None:
     """Show that something happens."""
     if isinstance(event, RoundEnded):
-        print(f"  round {event.report.round + 1}: EER {event.eer:.4f}, {event.report.seconds:.1f} s", flush=True)
+        report = event.report
+        print(f"  round {report.round + 1}: EER {event.eer:.4f}, {report.seconds:.1f} s", flush=True)
     elif isinstance(event, Stage) and event.name != "pictures":
         print(f"{event.name} {event.done}/{event.total} {event.loss or ''}", flush=True)
 
@@ -98,8 +101,12 @@ def summarise(seeds: list[int], judged: list[dict[str, Trials]], pairs: Pairs) -
         figures: dict[str, Any] = {"seed": seed, "gap_closed": closed([trials])}
         for name in MODELS:
             curve = trials[name].roc()
-            tar = curve.tar_at_far_table()
-            figures[name] = {"accuracy": accuracy(name, trials), "eer": curve.eer, "auc": curve.auc, "tar_at_far": tar}
+            figures[name] = {
+                "accuracy": accuracy(name, trials),
+                "eer": curve.eer,
+                "auc": curve.auc,
+                "tar_at_far": curve.tar_at_far_table(),
+            }
         mean, spread = statistics.fmean(alone), statistics.pstdev(alone)
         figures["individual"] = {"mean": mean, "spread": spread, "best": max(alone), "worst": min(alone)}
         per_seed.append(figures)
@@ -120,8 +127,9 @@ def page(result: dict[str, Any]) -> str:
         f"{data['public']} public identities to pretrain on, {len(seeds)} seeds. Made by "
         "`python -m benchmarks.celeba_lfw`; the experiment is `benchmarks/celeba_lfw.toml`.",
         "",
-        f"**Federated training closes {100 * share['mean']:.1f} % of the error between pretrained and centralised "
-        f"training** (95 % interval over people {100 * share['low']:.1f} to {100 * share['high']:.1f} %; by seed "
+        f"**Federated training closes {100 * share['mean']:.1f} % of the error between pretrained and "
+        f"centralised training** (95 % interval over people {100 * share['low']:.1f} to "
+        f"{100 * share['high']:.1f} %; by seed "
         + ", ".join(f"{100 * each['gap_closed']:.1f} %" for each in seeds)
         + ").",
         "",
@@ -148,8 +156,8 @@ def page(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {100 * eer:.2f} % | {auc:.4f} | {100 * tar:.1f} % |")
     lines += [
         "",
-        "`individual`: each client trains the pretrained network alone, for as many steps as it trains in the "
-        "federation. `centralised`: one network over all clients' pictures, for as many steps as all of them "
+        "`individual`: each client trains the pretrained network alone, for as many steps as it trains in "
+        "the federation. `centralised`: one network over all clients' pictures, for as many steps as all of them "
         "together; the upper bound that federated training can hope for.",
         "",
     ]

@@ -18,6 +18,7 @@ __all__ = [
     "Event",
     "Individual",
     "Measured",
+    "Notice",
     "Observer",
     "Profile",
     "Report",
@@ -128,6 +129,12 @@ class RoundEnded(Event, frozen=True, tag="round"):
 
     report: RoundReport
     eer: float | None
+
+
+class Notice(Event, frozen=True, tag="notice"):
+    """Something the user should know, in a sentence."""
+
+    text: str
 
 
 class Measured(Event, frozen=True, tag="measured"):

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,7 +33,17 @@ from privfr.faces.recogniser import Recogniser
 from privfr.faces.verification import Verification, all_pairs_roc, evaluate
 from privfr.federation import Coordinator, Member, Policy, run_round
 from privfr.methods import method_of
-from privfr.report import ClientTrained, Event, Individual, Measured, Observer, Report, RoundEnded, Stage
+from privfr.report import (
+    ClientTrained,
+    Event,
+    Individual,
+    Measured,
+    Notice,
+    Observer,
+    Report,
+    RoundEnded,
+    Stage,
+)
 from privfr.storage import write_atomic
 from privfr.trainer import Learner, layout_of, shared_vector
 from privfr.vector import Vector
@@ -50,11 +59,7 @@ def run(experiment: Experiment, directory: str | Path, observe: Observer = lambd
     place, experiment = RunDirectory(directory), experiment.resolved()
     place.claim()
     faces = _load(experiment, observe)
-    data = experiment.data
-    parts = split(
-        faces, clients=data.clients, public=data.public, test=data.test, scheme=data.scheme,
-        per_client=data.per_client or None, alpha=data.alpha, min_images=data.min_images, seed=experiment.seed,
-    )  # fmt: skip
+    parts = _split(faces, experiment)
     new = _Run(experiment, place, faces, parts, observe)
     place.begin(experiment, parts, new.report)
     return new.execute()
@@ -78,10 +83,31 @@ def resume(directory: str | Path, observe: Observer = lambda event: None) -> Rep
 
 def _load(experiment: Experiment, observe: Observer) -> Faces:
     data = experiment.data
-    return load_faces(
-        data.source, data.size, download=data.download, min_images=data.min_images,
+    faces = load_faces(
+        data.source,
+        data.size,
+        download=data.download,
+        min_images=data.min_images,
         progress=lambda done, total: observe(Stage("pictures", done, total)),
-    )  # fmt: skip
+    )
+    for file, reason in faces.skipped:
+        observe(Notice(f"skipped {file}: {reason}"))
+    return faces
+
+
+def _split(faces: Faces, experiment: Experiment) -> Split:
+    data = experiment.data
+    return split(
+        faces,
+        clients=data.clients,
+        public=data.public,
+        test=data.test,
+        scheme=data.scheme,
+        per_client=data.per_client or None,
+        alpha=data.alpha,
+        min_images=data.min_images,
+        seed=experiment.seed,
+    )
 
 
 class _Run:
@@ -142,8 +168,7 @@ class _Run:
         if self.report.final is not None:
             return
         model = self._read(f"round-{done}") if done else self._start()
-        keyring, members = self._members(model, done)
-        coordinator = self._coordinator(keyring, model, done)
+        coordinator, members = self._federation(model, done)
         engine = self._engine(members)
         self._observe(Stage("federated", done, rounds))
         with self._stopping():
@@ -152,7 +177,7 @@ class _Run:
         self.report.final = self._publish("federated", coordinator.model)
 
     def _individual(self) -> None:
-        """Every client alone, from the same start, for as many steps: what a client has without the others."""
+        """Every client alone, from the same start, for as many steps: what it has without the others."""
         if self.report.individual is not None:
             return
         rounds, start, total = self.experiment.federation.rounds, self._start(), len(self.clients)
@@ -207,31 +232,43 @@ class _Run:
             Stage("federated", done, self.experiment.federation.rounds, outcome.metrics.get("loss"))
         )
 
-    def _members(self, model: Vector, done: int) -> tuple[Any, dict[int, Member]]:
-        """Set the clients up, as after `done` rounds; also the server's keyring."""
+    def _federation(self, model: Vector, done: int) -> tuple[Coordinator, dict[int, Member]]:
+        """Set up the server and the clients, as they are after `done` rounds."""
         experiment, roster = self.experiment, tuple(range(len(self.clients)))
-        server_keyring, keyrings = self.backend.provision(roster, secrets.token_bytes)
-        threshold = experiment.federation.threshold
-        policy = Policy(min(2, len(roster)), min(2, threshold), (self.backend.name,))
-        missed = self.report.rounds[-1].missed if done else roster
+        federation = experiment.federation
+        keyring, keyrings = self.backend.provision(roster, secrets.token_bytes)
+        missed = set(self.report.rounds[-1].missed if done else roster)
         members = {}
-        for client, faces in enumerate(self.clients):
-            learner = self._learner(client, faces, experiment.training, experiment.federation.rounds)
-            if done and (saved := self._private(client, done)).exists():
-                learner.restore(saved.read_bytes())
+        for client in roster:
+            learner = self._learner(client, self.clients[client], experiment.training, federation.rounds)
+            if done:
+                learner.restore(self._private(client, done).read_bytes())
             members[client] = Member(
-                client, self.backend, keyrings[client], learner, self.layout.digest, experiment.digest(),
-                self.method.metrics, secrets.token_bytes, policy, None if client in missed else model,
-            )  # fmt: skip
-        return server_keyring, members
-
-    def _coordinator(self, keyring: Any, model: Vector, done: int) -> Coordinator:
-        roster = tuple(range(len(self.clients)))
-        missed = self.report.rounds[-1].missed if done else roster
-        return Coordinator(
-            bytes.fromhex(self.report.run), self.backend, keyring, roster, self.experiment.federation.threshold,
-            self.layout.digest, self.experiment.digest(), self.method.metrics, model, done, set(roster) - set(missed),
-        )  # fmt: skip
+                client=client,
+                backend=self.backend,
+                keyring=keyrings[client],
+                learner=learner,
+                layout=self.layout.digest,
+                config=experiment.digest(),
+                metrics=self.method.metrics,
+                entropy=secrets.token_bytes,
+                policy=Policy(min(2, len(roster)), min(2, federation.threshold), (self.backend.name,)),
+                model=None if client in missed else model,
+            )
+        coordinator = Coordinator(
+            run=bytes.fromhex(self.report.run),
+            backend=self.backend,
+            keyring=keyring,
+            roster=roster,
+            threshold=federation.threshold,
+            layout=self.layout.digest,
+            config=experiment.digest(),
+            metrics=self.method.metrics,
+            model=model,
+            round=done,
+            current=set(roster) - missed,
+        )
+        return coordinator, members
 
     def _engine(self, members: dict[int, Member]) -> LocalEngine:
         wanted = self.experiment.engine

@@ -35,7 +35,7 @@ def device_of(choice: str) -> torch.device:
 
 
 def learning_rate(first: float, decay: float, step: int, steps: int) -> float:
-    """Half a cosine from `first` at step 0 to `first * decay` at the last of `steps` (Loshchilov & Hutter 2017)."""
+    """Half a cosine, from `first` at step 0 to `first * decay` at the last (Loshchilov & Hutter 2017)."""
     progress = step / max(1, steps - 1)
     return first * (decay + (1 - decay) * (1 + math.cos(math.pi * progress)) / 2)
 
@@ -78,7 +78,7 @@ def fit(
 
 
 def _optimiser(module: nn.Module, training: Training, rate: float) -> torch.optim.Optimizer:
-    # Decay acts on matrices and filters alone, not on biases and norms (He et al. 2019, arXiv 1812.01187, 3.1).
+    # Decay acts on matrices and filters alone, not on biases and norms (He et al. 2019, arXiv 1812.01187).
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},

@@ -528,7 +528,7 @@ def test_a_report_counts_what_travelled(name: str) -> None:
     assert msgspec.json.decode(msgspec.json.encode(report), type=RoundReport) == report
 
 
-def test_the_server_learns_no_learner_secret_but_the_summand(METRICS) -> None:
+def test_the_server_learns_no_learner_secret_but_the_summand() -> None:
     """All that a member says in a run is a summand, as its backend sends it, and digests."""
     found = federation("plain")
     round_of(found)

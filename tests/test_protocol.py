@@ -208,8 +208,8 @@ class HostileNetworkTrusted(HostileNetwork):
 
 TestHostileNetworkPlain = HostileNetworkPlain.TestCase
 TestHostileNetworkTrusted = HostileNetworkTrusted.TestCase
-TestHostileNetworkPlain.settings = settings(max_examples=150, stateful_step_count=20, deadline=None)
-TestHostileNetworkTrusted.settings = settings(max_examples=100, stateful_step_count=20, deadline=None)
+TestHostileNetworkPlain.settings = settings(max_examples=400, stateful_step_count=20, deadline=None)
+TestHostileNetworkTrusted.settings = settings(max_examples=250, stateful_step_count=20, deadline=None)
 
 
 # A protocol of two phases: a roll call, then backend `plain` among those who answered it.

@@ -95,8 +95,10 @@ class Watch:
         elif isinstance(event, events.RoundEnded):
             self._progress.console.print(round_line(event.report, event.eer))
         elif isinstance(event, events.Measured):
-            line = f"{event.model} model: EER {percent(event.eer)}, AUC {event.auc:.3f} on people it has never met"
-            self._progress.console.print(line)
+            figures = f"EER {percent(event.eer)}, AUC {event.auc:.3f}"
+            self._progress.console.print(f"{event.model} model: {figures} on people it has never met")
+        elif isinstance(event, events.Notice):
+            self._progress.console.print(event.text, markup=False)
 
     def _task(self, stage: str, total: int) -> TaskID:
         if stage not in self._tasks:
@@ -156,10 +158,12 @@ def report(result: Report, directory: str) -> None:
     up, down = sum(r.bytes_up for r in result.rounds), sum(r.bytes_down for r in result.rounds)
     clients = max(1, result.rounds[0].clients) if result.rounds else 1
     out.print(
-        f"\n{len(result.rounds)} rounds, {clients} clients, {people['clients']} people, {result.parameters:,} parameters"
+        f"\n{len(result.rounds)} rounds, {clients} clients, {people['clients']} people, "
+        f"{result.parameters:,} parameters"
     )
     out.print(
-        f"per client: {size(up / clients)} up, {size(down / clients)} down; {100 * result.overhead:.1f} % of the rounds' work was not training"
+        f"per client: {size(up / clients)} up, {size(down / clients)} down; "
+        f"{percent(result.overhead)} of the rounds' work was not training"
     )
     out.print(f"server learns: {result.server_learns}. {result.trust}")
     for line in result.discloses:
@@ -179,7 +183,8 @@ def evaluation(name: str, found: Evaluation, models: dict[str, Evaluation]) -> N
     if search is not None:
         tpir = ", ".join(f"{percent(value)} at FPIR {name}" for name, value in search.tpir_at_fpir.items())
         out.print(
-            f"search among {search.enrolled} enrolled people: rank 1 {percent(search.rank1)} of {search.probes} probes"
+            f"search among {search.enrolled} enrolled people: rank 1 {percent(search.rank1)} "
+            f"of {search.probes} probes"
             + (f"; with {search.strangers} strangers' pictures, TPIR {tpir}" if tpir else "")
         )
 

@@ -57,12 +57,12 @@ def command(
 ) -> None:
     """Train a face model over many clients and see how well it recognises people it has never met."""
     flags = {
-        "data.source": data, "method.name": method, "federation.backend": backend, "engine.name": engine,
-        "data.clients": clients, "federation.rounds": rounds, "training.epochs": epochs, "data.public": public,
-        "data.test": test, "data.scheme": scheme, "data.per_client": per_client, "pretraining.epochs": pretrain,
-        "model.backbone": backbone, "data.size": size, "method.head": head,
-        "training.learning_rate": learning_rate, "training.device": device, "engine.dropout": dropout,
-        "engine.workers": workers, "seed": seed, "baselines": baseline or None,
+        "data.source": data, "data.clients": clients, "data.public": public, "data.test": test,
+        "data.scheme": scheme, "data.per_client": per_client, "data.size": size, "model.backbone": backbone,
+        "method.name": method, "method.head": head, "training.epochs": epochs,
+        "training.learning_rate": learning_rate, "training.device": device, "pretraining.epochs": pretrain,
+        "federation.rounds": rounds, "federation.backend": backend, "engine.name": engine,
+        "engine.workers": workers, "engine.dropout": dropout, "seed": seed, "baselines": baseline or None,
     }  # fmt: skip
     changes = {key: value for key, value in flags.items() if value is not None} | _settings(set_ or [])
     report, directory = _run(config, out, resume, changes)

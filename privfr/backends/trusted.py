@@ -80,7 +80,8 @@ class Aggregator:
     """The aggregator: a third party that alone can open what clients sealed.
 
     `receive` answers one frame of the server's with one of its own, as a `Member` does; it holds one
-    round's sum at a time, and a round that is finished, with a sum or with too few clients, is over. floor: fewest clients whose sum it gives away.
+    round's sum at a time, and a round that is finished, with a sum or with too few clients, is over.
+    floor: fewest clients whose sum it gives away.
     """
 
     def __init__(self, entropy: Entropy, floor: int = 2) -> None:

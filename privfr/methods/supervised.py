@@ -1,9 +1,9 @@
 """Method `supervised`: each client trains the network under a margin head over its own identities.
 
 The head never leaves the device: its rows are identity templates. What is averaged is the backbone alone
-(FedAvg, McMahan et al. 2017, arXiv 1602.05629). The head starts at the class means of the model the client was
-given (FedFace's mean-feature initialisation, arXiv 2104.03008, eq. 6), so that it agrees with the backbone
-at once.
+(FedAvg, McMahan et al. 2017, arXiv 1602.05629). The head starts at the class means of the model the client
+was given (FedFace's mean-feature initialisation, arXiv 2104.03008, eq. 6), so that it agrees with the
+backbone at once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["Supervised"]
 class Supervised:
     """Margin softmax or one-vs-all over the client's own identities.
 
-    backbone, size, dim: of the network, as `privfr.faces.backbones.backbone` takes them.  head, scale, margin:
-    of the head, as `privfr.faces.heads.head` takes them.  restart: new class means every round.
+    backbone, size, dim: of the network, as `privfr.faces.backbones.backbone` takes them.  head, scale,
+    margin: of the head, as `privfr.faces.heads.head` takes them.  restart: new class means every round.
     """
 
     backbone: str
