@@ -157,8 +157,8 @@ def page(result: dict[str, Any]) -> str:
     lines += [
         "",
         "`individual`: each client trains the pretrained network alone, for as many steps as it trains in "
-        "the federation. `centralised`: one network over all clients' pictures, for as many steps as all of them "
-        "together; the upper bound that federated training can hope for.",
+        "the federation. `centralised`: one network over all clients' pictures, for as many steps as all of "
+        "them together; the upper bound that federated training can hope for.",
         "",
     ]
     return "\n".join(lines)

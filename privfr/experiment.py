@@ -100,11 +100,14 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The federation. rounds: how many.  threshold: fewest survivors for an aggregate, 0 for two thirds."""
+    """The federation. rounds: how many.  threshold: fewest survivors for an aggregate, 0 for two thirds.
+    momentum: share of the last step that the next one repeats (FedAvgM), 0 for plain FedAvg.
+    """
 
     rounds: Positive = 6
     backend: str = "plain"
     threshold: Count = 0
+    momentum: Share = 0.0
 
 
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

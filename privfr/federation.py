@@ -54,6 +54,7 @@ __all__ = [
     "PhaseReport",
     "Policy",
     "RoundReport",
+    "first_model",
     "run_round",
 ]
 
@@ -149,7 +150,7 @@ class Member:
 
     It checks the server's proposal against its own policy and experiment first, then trains, then goes
     through the backend's phases, and applies the round's result. keyring: what the backend provisioned.
-    model: float32 [size], or None to be sent it with the first round.
+    model: float32 [size], or None to be sent it with the first round; with momentum as `apply` says.
     """
 
     client: ClientId
@@ -162,6 +163,7 @@ class Member:
     entropy: Entropy
     policy: Policy = field(default_factory=Policy)
     model: Vector | None = None
+    momentum: float = 0.0
     learn_seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -183,7 +185,7 @@ class Member:
         begin = decode(frame, Begin)
         model = self._check(begin)
         started = time.perf_counter()
-        update = self.learner.learn(model, begin.spec.round)
+        update = self.learner.learn(model[: begin.spec.size], begin.spec.round)
         self.learn_seconds += time.perf_counter() - started
         state = self.backend.client_state(begin.spec, self.client, update, self.keyring)
         session = ClientSession(self.backend, state, self.entropy)
@@ -206,8 +208,9 @@ class Member:
                 raise PolicyRefused(f"the server's {name} is not the one this client was set up with")
         if self.client not in spec.clients:
             raise BadFrame("a roster without this client")
-        model = from_bytes(begin.bulk, spec.size).copy() if len(begin.bulk) else self.model
-        if model is None or model.size != spec.size or digest(model) != spec.model:
+        size = spec.size * (2 if self.momentum else 1)
+        model = from_bytes(begin.bulk, size).copy() if len(begin.bulk) else self.model
+        if model is None or model.size != size or digest(model) != spec.model:
             raise PolicyRefused("the model to train from is not the one the round names")
         return model
 
@@ -221,7 +224,7 @@ class Member:
             raise BadFrame("survivors that are not of the roster, out of order or there twice")
         if len(survivors) < spec.threshold:
             raise PolicyRefused(f"a sum over {len(survivors)} clients, fewer than the threshold")
-        model = apply(self.model, self.backend.open(spec, sealed, self.keyring))
+        model = apply(self.model, self.backend.open(spec, sealed, self.keyring), self.momentum)
         self.model, self._spec, self._session = model, None, None
         return encode(Ack(digest(model)))
 
@@ -246,9 +249,23 @@ class Member:
         return f"<Member {self.client}>"
 
 
-def apply(model: Vector, aggregate: Aggregate) -> Vector:
-    """Return the next model: the last one plus the mean update (FedAvg, McMahan et al. 2017)."""
-    return model + aggregate.vector
+def apply(model: Vector, aggregate: Aggregate, momentum: float) -> Vector:
+    """Return the next model: the last one plus the mean update (FedAvg, McMahan et al. 2017).
+
+    With momentum, plus the velocity: the mean update and `momentum` times the last velocity (FedAvgM, Hsu
+    et al. 2019, arXiv 1909.06335). The velocity then follows the model in the same vector, [2 size], since
+    every member needs both to take the next step.
+    """
+    if not momentum:
+        return model + aggregate.vector
+    weights, velocity = np.split(model, 2)
+    velocity = np.float32(momentum) * velocity + aggregate.vector
+    return np.concatenate([weights + velocity, velocity])
+
+
+def first_model(weights: Vector, momentum: float) -> Vector:
+    """Return the model vector a run begins with: the weights, and with momentum a velocity of zeros."""
+    return np.concatenate([weights, np.zeros_like(weights)]) if momentum else weights
 
 
 @dataclass
@@ -268,6 +285,7 @@ class Coordinator:
     config: bytes
     metrics: tuple[str, ...]
     model: Vector
+    momentum: float = 0.0
     round: int = 0
     current: set[ClientId] = field(default_factory=set)
     report: RoundReport = field(default_factory=lambda: RoundReport(0, 0))
@@ -279,7 +297,7 @@ class Coordinator:
         """Open the next round: a `Begin` for each client, with the model for those who lack it."""
         spec = RoundSpec(
             self.run, self.round, self.backend.name, self.roster, self.threshold, self.metrics,
-            self.model.size, self.layout, digest(self.model), self.config,
+            self.model.size // (2 if self.momentum else 1), self.layout, digest(self.model), self.config,
         )  # fmt: skip
         self.report = RoundReport(self.round, len(self.roster))
         self._session = ServerSession(self.backend, spec, self.backend.server_state(spec, self.keyring))
@@ -320,7 +338,7 @@ class Coordinator:
 
     def _result(self, spec: RoundSpec, sealed: Sealed) -> dict[ClientId, bytes]:
         aggregate = self.backend.open(spec, sealed, self.keyring)
-        self.model = apply(self.model, aggregate)
+        self.model = apply(self.model, aggregate, self.momentum)
         self.report.survivors, self.report.weight = aggregate.count, aggregate.weight
         self.report.metrics = dict(aggregate.metrics)
         frame = encode(Result(spec.context(), memoryview(encode(sealed))))

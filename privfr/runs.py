@@ -31,7 +31,7 @@ from privfr.faces.datasets import Faces, load_faces
 from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
 from privfr.faces.verification import Verification, all_pairs_roc, evaluate
-from privfr.federation import Coordinator, Member, Policy, run_round
+from privfr.federation import Coordinator, Member, Policy, first_model, run_round
 from privfr.methods import method_of
 from privfr.report import (
     ClientTrained,
@@ -167,14 +167,16 @@ class _Run:
         rounds, done = self.experiment.federation.rounds, len(self.report.rounds)
         if self.report.final is not None:
             return
-        model = self._read(f"round-{done}") if done else self._start()
+        momentum = self.experiment.federation.momentum
+        found = Checkpoint.load(self._shared(done)) if done else None
+        model = found.model if found else first_model(self._start(), momentum)
         coordinator, members = self._federation(model, done)
         engine = self._engine(members)
         self._observe(Stage("federated", done, rounds))
         with self._stopping():
             while coordinator.round < rounds:
                 self._round(coordinator, engine, members)
-        self.report.final = self._publish("federated", coordinator.model)
+        self.report.final = self._publish("federated", coordinator.model[: self.layout.size])
 
     def _individual(self) -> None:
         """Every client alone, from the same start, for as many steps: what it has without the others."""
@@ -217,14 +219,14 @@ class _Run:
         outcome.faults = [*outcome.faults, *engine.refusals]
         engine.refusals.clear()
         done = coordinator.round
-        self._recogniser(coordinator.model).save(self.place.model(f"round-{done}"))
+        Checkpoint(done, coordinator.model, {}).save(self._shared(done))
         for client, member in members.items():
             write_atomic(self._private(client, done), member.learner.save(), private=True)
-        eer = self._eer(coordinator.model)
+        eer = self._eer(coordinator.model[: self.layout.size])
         self.report.rounds.append(outcome)
         self.report.eer.append(eer)
         self.place.commit(self.report)
-        self.place.model(f"round-{done - 1}").unlink(missing_ok=True)
+        self._shared(done - 1).unlink(missing_ok=True)
         for client in members:
             self._private(client, done - 1).unlink(missing_ok=True)
         self._observe(RoundEnded(outcome, eer))
@@ -254,6 +256,7 @@ class _Run:
                 entropy=secrets.token_bytes,
                 policy=Policy(min(2, len(roster)), min(2, federation.threshold), (self.backend.name,)),
                 model=None if client in missed else model,
+                momentum=federation.momentum,
             )
         coordinator = Coordinator(
             run=bytes.fromhex(self.report.run),
@@ -265,6 +268,7 @@ class _Run:
             config=experiment.digest(),
             metrics=self.method.metrics,
             model=model,
+            momentum=federation.momentum,
             round=done,
             current=set(roster) - missed,
         )
@@ -360,6 +364,9 @@ class _Run:
         return measured
 
     # The record
+
+    def _shared(self, round: int) -> Path:
+        return self.place.model(f"round-{round}")
 
     def _private(self, client: int, round: int) -> Path:
         return self.place.client(client) / f"round-{round}.safetensors"

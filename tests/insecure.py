@@ -45,7 +45,8 @@ class InsecureEntropy:
 def spec_of(backend: Backend, clients: Iterable[ClientId], threshold: int = 2, **changes: Any) -> RoundSpec:
     """Spec of a round of `SIZE` numbers."""
     spec = RoundSpec(
-        RUN, 0, backend.name, tuple(clients), threshold, METRICS, SIZE, LAYOUT, digest(np.zeros(SIZE, np.float32)), CONFIG
+        RUN, 0, backend.name, tuple(clients), threshold, METRICS, SIZE,
+        LAYOUT, digest(np.zeros(SIZE, np.float32)), CONFIG,
     )  # fmt: skip
     return msgspec.structs.replace(spec, **changes)
 
@@ -60,7 +61,8 @@ def whole_update(*seed: int, size: int = SIZE, metrics: tuple[str, ...] = METRIC
 def exact_sum(updates: Iterable[Update]) -> list[int]:
     """Sum of the updates' summands in Python's integers: weight, weighted metrics, weighted vector."""
     rows = [
-        [int(u.weight) * value for value in (1, *map(int, u.metrics.values()), *(int(x) for x in u.vector))] for u in updates
+        [int(u.weight) * value for value in (1, *map(int, u.metrics.values()), *(int(x) for x in u.vector))]
+        for u in updates
     ]
     return [sum(column) for column in zip(*rows, strict=True)]
 
@@ -75,13 +77,19 @@ class RoundInHand:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.server_key, self.client_keys = self.backend.provision(self.spec.clients, InsecureEntropy(self.seed))
-        self.server = ServerSession(self.backend, self.spec, self.backend.server_state(self.spec, self.server_key))
+        self.server_key, self.client_keys = self.backend.provision(
+            self.spec.clients, InsecureEntropy(self.seed)
+        )
+        self.server = ServerSession(
+            self.backend, self.spec, self.backend.server_state(self.spec, self.server_key)
+        )
         self.clients = {client: self.session(client) for client in self.spec.clients}
 
     def session(self, client: ClientId, spec: RoundSpec | None = None) -> ClientSession:
         """Begin a client's session, in this round or (with its keys) in another."""
-        state = self.backend.client_state(spec or self.spec, client, self.updates[client], self.client_keys[client])
+        state = self.backend.client_state(
+            spec or self.spec, client, self.updates[client], self.client_keys[client]
+        )
         return ClientSession(self.backend, state, InsecureEntropy(1000 + client))
 
     def opening(self) -> dict[ClientId, bytes]:
@@ -102,7 +110,9 @@ def round_in_hand(name: str, n: int = 4, threshold: int = 2, seed: int = 0) -> R
     """Provision a round of the backend `name` with clients 1 to n."""
     backend = backend_named(name)
     clients = range(1, n + 1)
-    return RoundInHand(backend, spec_of(backend, clients, threshold), {c: whole_update(seed, c) for c in clients}, seed)
+    return RoundInHand(
+        backend, spec_of(backend, clients, threshold), {c: whole_update(seed, c) for c in clients}, seed
+    )
 
 
 class WholeLearner:

@@ -13,13 +13,32 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from insecure import METRICS, SIZE, InsecureEntropy, RoundInHand, exact_sum, round_in_hand, spec_of, whole_update
+from insecure import (
+    METRICS,
+    SIZE,
+    InsecureEntropy,
+    RoundInHand,
+    exact_sum,
+    round_in_hand,
+    spec_of,
+    whole_update,
+)
 
 from privfr.backends import plain
 from privfr.backends.plain import PLAIN, Summand
 from privfr.backends.trusted import _NAME_BYTES, Boxed
 from privfr.errors import BadFrame, LocalProtocolError, RemoteProtocolError, TooFewClients, WrongPhase
-from privfr.protocol import Ack, Begin, ClientId, ClientSession, ClientStep, Entropy, Sealed, ServerStep, encode_all
+from privfr.protocol import (
+    Ack,
+    Begin,
+    ClientId,
+    ClientSession,
+    ClientStep,
+    Entropy,
+    Sealed,
+    ServerStep,
+    encode_all,
+)
 from privfr.vector import Vector
 from privfr.wire import Message, decode, encode, register
 
@@ -55,7 +74,9 @@ class HostileNetwork(RuleBasedStateMachine):
 
     def frames_for(self, spec: Any) -> dict[ClientId, bytes]:
         opening = encode(Begin(spec, memoryview(b"")))
-        return {client: self.round.session(client, spec).receive(opening) for client in self.round.spec.clients}
+        return {
+            client: self.round.session(client, spec).receive(opening) for client in self.round.spec.clients
+        }
 
     def clients(self) -> st.SearchStrategy[ClientId]:
         return st.sampled_from(self.round.spec.clients)
@@ -82,7 +103,7 @@ class HostileNetwork(RuleBasedStateMachine):
     def in_clear(self, frame: bytes) -> Vector | None:
         """What backend `plain` reads in a frame, worked out apart from it."""
         head, true_head = frame[: -4 * LENGTH], self.frames[1][: -4 * LENGTH]
-        summand = np.frombuffer(frame[-4 * LENGTH :], "<f4") if len(frame) >= 4 * LENGTH else np.zeros(1)
+        summand: Vector = np.frombuffer(frame[-4 * LENGTH :], np.float32)
         good = head == true_head and float(np.abs(summand).max()) < 1e15 and summand[0] > 0
         return summand if good else None
 
@@ -98,7 +119,10 @@ class HostileNetwork(RuleBasedStateMachine):
         self.deliver(data.draw(self.clients()), garbage, None)
 
     @precondition(lambda self: not self.over)
-    @rule(data=st.data(), message=st.sampled_from([Ack(b"y" * 32), Sealed((1, 2), memoryview(bytes(4 * LENGTH)))]))
+    @rule(
+        data=st.data(),
+        message=st.sampled_from([Ack(b"y" * 32), Sealed((1, 2), memoryview(bytes(4 * LENGTH)))]),
+    )
     def sends_another_message(self, data: st.DataObject, message: Message) -> None:
         self.deliver(data.draw(self.clients()), encode(message), None)
 
@@ -139,7 +163,9 @@ class HostileNetwork(RuleBasedStateMachine):
     @precondition(lambda self: not self.over)
     @rule(data=st.data())
     def is_too_large(self, data: st.DataObject) -> None:
-        kind = Summand(self.round.spec.context(), memoryview(bytes(100_000))) if self.name == "plain" else None
+        kind = (
+            Summand(self.round.spec.context(), memoryview(bytes(100_000))) if self.name == "plain" else None
+        )
         frame = encode(kind or Boxed(memoryview(bytes(100_000))))
         client = data.draw(self.clients())
         first = client not in self.heard
@@ -280,7 +306,9 @@ TWO_PHASES = replace(
 
 def two_phases(n: int = 4, threshold: int = 2) -> RoundInHand:
     clients = range(1, n + 1)
-    return RoundInHand(TWO_PHASES, spec_of(TWO_PHASES, clients, threshold), {c: whole_update(c) for c in clients})
+    return RoundInHand(
+        TWO_PHASES, spec_of(TWO_PHASES, clients, threshold), {c: whole_update(c) for c in clients}
+    )
 
 
 @pytest.mark.parametrize("lost", list(itertools.product(range(3), repeat=4)), ids=str)
@@ -347,7 +375,13 @@ def test_a_client_out_of_turn() -> None:
 def test_a_client_refuses_the_opening_of_another_round() -> None:
     for name in BACKENDS:
         round_ = round_in_hand(name)
-        for change in ({"round": 1}, {"run": b"s" * 16}, {"clients": (1, 2, 3)}, {"threshold": 3}, {"config": b""}):
+        for change in (
+            {"round": 1},
+            {"run": b"s" * 16},
+            {"clients": (1, 2, 3)},
+            {"threshold": 3},
+            {"config": b""},
+        ):
             begin = Begin(msgspec.structs.replace(round_.spec, **change), memoryview(b""))
             with pytest.raises(WrongPhase):
                 round_.clients[1].receive(encode(begin))
@@ -424,11 +458,9 @@ def test_a_message_for_many_is_encoded_once() -> None:
 def test_a_context_depends_on_every_field() -> None:
     spec = spec_of(PLAIN, (1, 2, 3))
     changes: dict[str, Any] = {
-        "run": b"s" * 16, "round": 1, "backend": "other", "clients": (1, 2), "threshold": 3, "metrics": ("loss",),
-        "size": 6, "layout": b"", "model": b"", "config": b"",
+        "run": b"s" * 16, "round": 1, "backend": "other", "clients": (1, 2), "threshold": 3,
+        "metrics": ("loss",), "size": 6, "layout": b"", "model": b"", "config": b"",
     }  # fmt: skip
     assert set(changes) == set(spec.__struct_fields__)
     contexts = {msgspec.structs.replace(spec, **{name: value}).context() for name, value in changes.items()}
     assert len(contexts | {spec.context()}) == len(changes) + 1
-
-

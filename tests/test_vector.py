@@ -28,7 +28,9 @@ layouts = st.dictionaries(st.text(max_size=6), shapes, max_size=5).map(
 
 def tensors_of(layout: Layout, seed: int) -> dict[str, NDArray[np.float32]]:
     rng = np.random.default_rng(seed)
-    return {n: rng.normal(size=s).astype(np.float32) for n, s in zip(layout.names, layout.shapes, strict=True)}
+    return {
+        n: rng.normal(size=s).astype(np.float32) for n, s in zip(layout.names, layout.shapes, strict=True)
+    }
 
 
 @given(layouts, st.integers(0, 99))
@@ -47,7 +49,11 @@ def test_flatten_and_restore_are_inverse(layout: Layout, seed: int) -> None:
 
 def test_vector_order_is_the_layouts_not_the_mappings() -> None:
     layout = Layout(("a", "b"), ((1,), (2,)))
-    tensors = {"b": np.array([2, 3], np.float32), "other": np.ones(9, np.float32), "a": np.array([1], np.float32)}
+    tensors = {
+        "b": np.array([2, 3], np.float32),
+        "other": np.ones(9, np.float32),
+        "a": np.array([1], np.float32),
+    }
     assert layout.flatten(tensors).tolist() == [1, 2, 3]
 
 
@@ -78,7 +84,10 @@ def test_digests_tell_near_layouts_apart() -> None:
 
 def test_a_tensor_missing_or_of_another_shape_is_refused() -> None:
     layout = Layout(("a", "b"), ((2,), (3,)))
-    for tensors in ({"a": np.zeros(2, np.float32)}, {"a": np.zeros(2, np.float32), "b": np.zeros((3, 1), np.float32)}):
+    for tensors in (
+        {"a": np.zeros(2, np.float32)},
+        {"a": np.zeros(2, np.float32), "b": np.zeros((3, 1), np.float32)},
+    ):
         with pytest.raises(LocalProtocolError, match="'b'"):
             layout.flatten(tensors)
     for wrong in (np.zeros(4, np.float32), np.zeros((5, 1), np.float32)):
@@ -104,7 +113,7 @@ updates = st.integers(0, 4).flatmap(
 @given(updates)
 def test_the_decoded_sum_of_summands_is_the_weighted_mean(found: list[Update]) -> None:
     weights = np.array([u.weight for u in found], np.float64)
-    total = np.sum([u.summand(("loss", "accuracy")) for u in found], axis=0, dtype=np.float32)
+    total: Vector = np.array([u.summand(("loss", "accuracy")) for u in found]).sum(axis=0)
     mean = mean_of_sum(total, len(found), ("loss", "accuracy"))
     assert isinstance(mean, Aggregate)
     assert mean.count == len(found)

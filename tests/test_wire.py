@@ -38,7 +38,7 @@ def name(found: Any) -> str:
 
 
 integers = st.integers(-(2**63), 2**64 - 1)
-views = st.binary(max_size=400).map(memoryview)
+views = st.binary(max_size=400).map(lambda found: memoryview(found))
 specs = st.builds(
     RoundSpec,
     st.binary(max_size=40), integers, st.text(), st.lists(integers).map(tuple), integers,
@@ -149,8 +149,20 @@ def test_headers_that_are_not_minimal_are_refused() -> None:
     fields = b"\x05\xc4\x03box"
     assert decode(b"\x93" + tag + fields, Forward) == Forward(5, memoryview(b"box"))
     arrays = [b"\xdc\0\x03", b"\xdd\0\0\0\x03"]
-    tags = [b"\xd9\x0f" + tag[1:], b"\xda\0\x0f" + tag[1:], b"\xdb\0\0\0\x0f" + tag[1:], b"\xc4\x0f" + tag[1:]]
-    bulks = [b"\xc5\0\x03box", b"\xc6\0\0\0\x03box", b"\xa3box", b"\xd9\x03box", b"\xc7\x03\x01box", b"\x93\1\2\3"]
+    tags = [
+        b"\xd9\x0f" + tag[1:],
+        b"\xda\0\x0f" + tag[1:],
+        b"\xdb\0\0\0\x0f" + tag[1:],
+        b"\xc4\x0f" + tag[1:],
+    ]
+    bulks = [
+        b"\xc5\0\x03box",
+        b"\xc6\0\0\0\x03box",
+        b"\xa3box",
+        b"\xd9\x03box",
+        b"\xc7\x03\x01box",
+        b"\x93\1\2\3",
+    ]
     wrong = [array + tag + fields for array in arrays]
     wrong += [b"\x93" + other + fields for other in tags]
     wrong += [b"\x93" + tag + b"\x05" + bulk for bulk in bulks]
@@ -167,8 +179,9 @@ def test_bulk_headers_at_the_limits_of_their_sizes(length: int) -> None:
 
 
 def test_a_field_too_many_or_too_few_is_refused() -> None:
+    types: dict[str, type[Message]] = {"ack": Ack, "trusted.finish": Finish, "sealed": Sealed}
     for fields in (["ack", b"y", 1], ["ack", b"y", None], ["ack"], ["trusted.finish", 0], ["sealed", [1]]):
-        expects = {"ack": Ack, "trusted.finish": Finish, "sealed": Sealed}[str(fields[0])]
+        expects: type[Message] = types[str(fields[0])]
         with pytest.raises(BadFrame):
             decode(msgspec.msgpack.encode(fields), expects)
     inner = [SPEC.run, 0, "plain", [1], 2, [], 9, b"", b"", b"", "one more"]
@@ -203,7 +216,9 @@ def test_a_frame_beyond_its_limit_is_refused_before_it_is_decoded() -> None:
         decode(bytes(100), Ack, limit=99)
 
 
-@pytest.mark.parametrize("frame", [b"", b"\x93", b"\x93\xa6seal", b"\x91\xa4\xff\xff\xff\xff", b"\xdc", bytes(40)])
+@pytest.mark.parametrize(
+    "frame", [b"", b"\x93", b"\x93\xa6seal", b"\x91\xa4\xff\xff\xff\xff", b"\xdc", bytes(40)]
+)
 def test_a_frame_of_no_known_kind_is_refused(frame: bytes) -> None:
     with pytest.raises(BadFrame):
         kind(frame)

@@ -1,8 +1,8 @@
 """Face pictures in memory, and where they come from.
 
 One entry point, `load_faces`, takes "synthetic", "celeba:ROOT", "lfw:ROOT" or a folder of identities.
-Pictures are decoded once and kept as bytes. A broken one is left out and listed in `Faces.skipped`, so that one
-bad file among thousands costs nobody an afternoon; a set without a single good picture is an InputError.
+Pictures are decoded once and kept as bytes. A broken one is left out and listed in `Faces.skipped`, so that
+one bad file among thousands costs nobody an afternoon; a set without a single good picture is an InputError.
 """
 
 from __future__ import annotations

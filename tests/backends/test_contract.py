@@ -7,6 +7,7 @@ here: `EXACT` names those that must equal backend `plain` to the bit, the rest m
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -103,7 +104,8 @@ def test_weights_and_metrics_are_inside_the_sum(name: str) -> None:
     round_ = round_in_hand(name, 3)
     weights = {1: 9.0, 2: 1.0, 3: 2.0}
     updates = {
-        c: Update(np.full(SIZE, c, np.float32), w, {"loss": float(c), "accuracy": 0.0}) for c, w in weights.items()
+        c: Update(np.full(SIZE, c, np.float32), w, {"loss": float(c), "accuracy": 0.0})
+        for c, w in weights.items()
     }
     round_ = RoundInHand(round_.backend, round_.spec, updates)
     round_.play()
@@ -139,11 +141,11 @@ def test_the_same_round_gives_the_same_bits(name: str) -> None:
 def test_float32_sums_equal_plain_to_the_bit(name: str) -> None:
     """Fractions of very different size, whose float32 sum depends on the order of addition."""
     rng = np.random.default_rng(1)
-    updates = {
-        c: Update((rng.normal(size=SIZE) * 10.0 ** rng.integers(-4, 4, SIZE)).astype(np.float32), rng.uniform(1, 9),
-                  {"loss": rng.normal(), "accuracy": rng.uniform()})
-        for c in range(1, 8)
-    }  # fmt: skip
+    updates = {}
+    for client in range(1, 8):
+        vector = (rng.normal(size=SIZE) * 10.0 ** rng.integers(-4, 4, SIZE)).astype(np.float32)
+        metrics = {"loss": float(rng.normal()), "accuracy": float(rng.uniform())}
+        updates[client] = Update(vector, float(rng.uniform(1, 9)), metrics)
     results = []
     for found in (PLAIN, backend(name)):
         round_ = RoundInHand(found, spec_of(found, updates), updates)
@@ -163,15 +165,22 @@ def test_every_client_can_be_saved_between_any_two_messages(name: str) -> None:
     for phase in range(len(round_.backend.server_steps)):
         inbox = []
         for client, frame in outbox.items():
-            before = ClientSession.restore(round_.backend, round_.clients[client].save(), InsecureEntropy(client))
+            before = ClientSession.restore(
+                round_.backend, round_.clients[client].save(), InsecureEntropy(client)
+            )
             assert before.phase == round_.clients[client].phase
             answer = before.receive(frame)
-            round_.clients[client] = ClientSession.restore(round_.backend, before.save(), InsecureEntropy(client))
+            round_.clients[client] = ClientSession.restore(
+                round_.backend, before.save(), InsecureEntropy(client)
+            )
             if client != 3 or phase < 1:
                 inbox.append((client, answer))
         outbox = round_.server.turn(inbox)
     assert mean_of(round_).vector.tobytes() == mean_of(true).vector.tobytes()
-    assert {session.phase for session in round_.clients.values()} <= {"done", round_.backend.client_steps[-1].phase}
+    assert {session.phase for session in round_.clients.values()} <= {
+        "done",
+        round_.backend.client_steps[-1].phase,
+    }
 
 
 def played_to(name: str, phase: int) -> tuple[RoundInHand, dict[ClientId, bytes]]:
@@ -194,18 +203,19 @@ EACH_PHASE = [
 def test_bad_answers_are_refused_in_every_phase(name: str, phase: int) -> None:
     """Client 1 answers badly and only it is lost; the others' sum stands."""
     elsewhere = round_in_hand(name, 4, seed=8)
-    bad = {
+    next_round = msgspec.structs.replace(elsewhere.spec, round=1)
+    begin = encode(Begin(next_round, memoryview(b"")))
+    another_round = elsewhere.session(1, next_round).receive(begin)
+    bad: dict[str, Callable[[bytes], bytes]] = {
         "nothing": lambda true: b"",
         "garbage": lambda true: bytes(range(100)),
         "cut short": lambda true: true[:-1],
         "run on": lambda true: true + b"\0",
         "another message": lambda true: encode(Ack(b"y" * 32)),
-        "a message of the server's": lambda true: round_.opening()[1],
+        "a message of the server's": lambda true: begin,
         "too large": lambda true: true + bytes(10_000_000),
-        "another round": lambda true: elsewhere.session(
-            1, msgspec.structs.replace(elsewhere.spec, round=1)
-        ).receive(encode(Begin(msgspec.structs.replace(elsewhere.spec, round=1), memoryview(b"")))),
-    }  # fmt: skip
+        "another round": lambda true: another_round,
+    }
     for wrong in bad.values():
         round_, answers = played_to(name, phase)
         assert not round_.server.absorb(1, wrong(answers[1]))
@@ -283,13 +293,22 @@ def test_no_repr_shows_a_summand_or_a_key(name: str) -> None:
     for _ in round_.backend.server_steps:
         inbox = [(c, round_.clients[c].receive(frame)) for c, frame in outbox.items()]
         round_.server.absorb(*inbox[0])  # one summand alone in the running sum
-        holders = [round_.server, round_.server.state, round_.server_key, getattr(round_.server_key, "__self__", None)]
+        holders = [
+            round_.server,
+            round_.server.state,
+            round_.server_key,
+            getattr(round_.server_key, "__self__", None),
+        ]
         for client in round_.clients.values():
             holders += [client, client._state]
         shown += [text for holder in holders for text in (repr(holder), str(holder), f"{holder}")]
         outbox = round_.server.turn(inbox[1:])
     keys = {repr(key)[2:-1] for key in secrets_of(round_)} | {key.hex() for key in secrets_of(round_)}
-    leaks = [text for text in shown if TELLTALE.decode() in text or NUMBER in text or any(key in text for key in keys)]
+    leaks = [
+        text
+        for text in shown
+        if TELLTALE.decode() in text or NUMBER in text or any(key in text for key in keys)
+    ]
     assert leaks == []
 
 
@@ -340,7 +359,9 @@ def test_a_sealed_aggregate_of_another_length_is_refused(name: str) -> None:
     assert sealed is not None
     for bulk in (b"", bytes(sealed.bulk)[:-1], bytes(sealed.bulk) + bytes(4)):
         with pytest.raises(RemoteProtocolError):
-            round_.backend.open(round_.spec, Sealed(sealed.survivors, memoryview(bulk)), keyring_that_opens(round_))
+            round_.backend.open(
+                round_.spec, Sealed(sealed.survivors, memoryview(bulk)), keyring_that_opens(round_)
+            )
 
 
 @every_backend

@@ -101,7 +101,9 @@ def test_a_box_swapped_between_clients_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"round": 1}, {"run": b"s" * 16}, {"clients": (1, 2, 3)}, {"config": b""}, {"threshold": 3}], ids=str
+    "change",
+    [{"round": 1}, {"run": b"s" * 16}, {"clients": (1, 2, 3)}, {"config": b""}, {"threshold": 3}],
+    ids=str,
 )
 def test_a_box_of_another_round_or_run_is_refused(change: dict[str, Any]) -> None:
     aggregator, round_ = open_round()
@@ -145,7 +147,10 @@ def test_a_refused_opening_leaves_the_open_round_alone() -> None:
     assert decode(aggregator.receive(encode(Finish())), Sealed).survivors == (1, 2)
 
 
-@pytest.mark.parametrize(("floor", "threshold", "accepted"), [(2, 1, False), (2, 0, False), (2, -1, False), (2, 2, True), (4, 3, False), (3, 3, True)])  # fmt: skip
+FLOORS = [(2, 1, False), (2, 0, False), (2, -1, False), (2, 2, True), (4, 3, False), (3, 3, True)]
+
+
+@pytest.mark.parametrize(("floor", "threshold", "accepted"), FLOORS)
 def test_a_threshold_below_the_floor_is_refused(floor: int, threshold: int, accepted: bool) -> None:
     aggregator = Aggregator(InsecureEntropy(0), floor)
     answer = aggregator.receive(encode(Begin(spec(4, threshold), EMPTY)))
@@ -176,7 +181,10 @@ def test_an_impossible_spec_is_refused(change: dict[str, Any]) -> None:
     assert decode(aggregator.receive(encode(Finish())), Sealed).survivors == (1, 2)
 
 
-@given(st.binary(max_size=300), st.sampled_from([b"", b"\x91\xb0trusted.finish", b"\x93\xaftrusted.forward\x01", b"\x93\xa5begin"]))
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([b"", b"\x91\xb0trusted.finish", b"\x93\xaftrusted.forward\x01", b"\x93\xa5begin"]),
+)
 def test_garbage_is_refused_and_changes_nothing(garbage: bytes, head: bytes) -> None:
     aggregator, round_ = open_round(3)
     true = boxes(round_)

@@ -526,7 +526,7 @@ def limited(limit: int) -> object:
 def test_full_disk_at_the_first_model(
     privfr: Command, privfr_process: Command, people: Path, out: Path, trained: Path
 ) -> None:
-    flags = ["--data", people, "--out", out, "--clients", 3, "--test", 4, "--rounds", 2, "--workers", 1]
+    flags = ["--data", people, "--out", out, "--clients", 3, "--test", 5, "--rounds", 2, "--workers", 1]
     flags += ["--set", "training.batch=4", "--set", "engine.cores=1"]
     outcome = privfr_process("run", *flags, before=limited(1_000_000))
     outcome.refused("untrained.safetensors", "cannot be written")
@@ -536,7 +536,7 @@ def test_full_disk_at_the_first_model(
 
 def test_full_disk_in_the_middle(privfr: Command, people: Path, out: Path, tmp_path: Path) -> None:
     """An individual's training state, with its head, is larger than any model before it."""
-    flags = ["--clients", 3, "--test", 4, "--rounds", 2, "--workers", 2]
+    flags = ["--clients", 3, "--test", 5, "--rounds", 2, "--workers", 2]
     flags += ["--set", "training.batch=4", "--set", "engine.cores=1", "--baseline", "individual"]
     whole = tmp_path / "whole"
     privfr("run", "--data", people, "--out", whole, *flags).done()

@@ -24,7 +24,9 @@ class Timed(WholeLearner):
         time.sleep(0.002 * ((self.client * 7 + round) % 4))
         rng = np.random.default_rng([self.client, round])
         vector = (rng.normal(size=self.size) * 10.0 ** rng.integers(-4, 4, self.size)).astype(np.float32)
-        return Update(vector, float(rng.uniform(1, 9)), {"loss": float(rng.normal()), "accuracy": float(rng.uniform())})
+        return Update(
+            vector, float(rng.uniform(1, 9)), {"loss": float(rng.normal()), "accuracy": float(rng.uniform())}
+        )
 
 
 def engine_of(found: Federation, workers: int = 1, dropouts: Dropouts | None = None) -> LocalEngine:
@@ -48,7 +50,12 @@ def test_a_parallel_run_equals_a_serial_one_to_the_bit(name: str) -> None:
         other, found = three_rounds(name, workers)
         assert other == model
         for one, two in zip(reports, found, strict=True):
-            assert (one.weight, one.metrics, one.dropped, one.missed) == (two.weight, two.metrics, two.dropped, two.missed)
+            assert (one.weight, one.metrics, one.dropped, one.missed) == (
+                two.weight,
+                two.metrics,
+                two.dropped,
+                two.missed,
+            )
             assert (one.bytes_up, one.bytes_down) == (two.bytes_up, two.bytes_down)
 
 
@@ -203,9 +210,9 @@ def test_a_lost_request_never_reaches_the_member_a_lost_answer_does() -> None:
     assert set(report.dropped) == {c for c, kind in kinds.items() if kind}
     assert set(report.missed) == {c for c, kind in kinds.items() if kind == "request"}
     learners = {c: member.learner for c, member in found.members.items()}
-    assert {c for c, learner in learners.items() if isinstance(learner, WholeLearner) and learner.learnt == 0} == {
-        c for c, kind in kinds.items() if kind == "request"
-    }
+    assert {
+        c for c, learner in learners.items() if isinstance(learner, WholeLearner) and learner.learnt == 0
+    } == {c for c, kind in kinds.items() if kind == "request"}
 
 
 def test_losses_of_later_rounds_are_not_those_of_the_first() -> None:
@@ -216,5 +223,3 @@ def test_losses_of_later_rounds_are_not_those_of_the_first() -> None:
     for number in range(4):
         report = run_round(engine.exchange, found.coordinator)
         assert set(report.missed) == {c for c in found.members if drops.lost(number, "result", c)}
-
-
