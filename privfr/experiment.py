@@ -88,7 +88,10 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the common start is trained on the public identities. epochs: 0 for a random start."""
+    """How the common start is trained on the public identities. epochs: 0 for a random start.
+
+    warmup: epochs over which the margin rises from 0 to `margin`.
+    """
 
     epochs: Count = 0
     batch: Positive = 32
@@ -96,7 +99,7 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     weight_decay: AtLeast0 = 0.0
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
     margin: AtLeast0 = 0.2
-    warmup: Count = 2
+    warmup: Count = 4
 
 
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

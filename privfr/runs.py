@@ -158,7 +158,8 @@ class _Run:
         learner = self._learner("public", self.public, training, wanted.epochs)
 
         def warm_up(epoch: int) -> None:
-            learner.method = replace(self.method, margin=wanted.margin if epoch >= wanted.warmup else 0.0)
+            reached = min(1.0, epoch / wanted.warmup) if wanted.warmup else 1.0
+            learner.method = replace(self.method, margin=wanted.margin * reached)
 
         model = self._alone("pretraining", learner, self._initial(), self.place.model("pretraining"), warm_up)
         self.report.pretrained = self._publish("pretrained", model)

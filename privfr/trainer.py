@@ -56,12 +56,14 @@ def fit(
     device = next(module.parameters()).device
     labels = torch.from_numpy(faces.labels)
     optimiser = _optimiser(module, training, rate)
-    steps, done, mean = training.epochs * math.ceil(len(faces) / training.batch), 0, math.nan
+    # Batches as even as can be: a last one of two pictures would take a full step on their noise.
+    batches = max(1, round(len(faces) / training.batch))
+    steps, done, mean = training.epochs * batches, 0, math.nan
     module.train()
     for _ in range(training.epochs):
         total = 0.0
         order = torch.randperm(len(faces), generator=generator)
-        for rows in torch.split(order, training.batch):
+        for rows in torch.tensor_split(order, batches):
             images = _augment(to_tensor(faces.images[rows.numpy()]), training, generator).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
                 losses = method.loss(module, images, labels[rows].to(device))
@@ -85,8 +87,8 @@ def _optimiser(module: nn.Module, training: Training, rate: float) -> torch.opti
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=rate)
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, lr=rate, fused=True)
 
 
 def _augment(images: Tensor, training: Training, generator: torch.Generator) -> Tensor:
