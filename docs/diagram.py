@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from privfr.backends import BACKENDS, backend
-from privfr.protocol import Ack, Backend, Begin, Result, RoundSpec, Sealed
+from privfr.protocol import Ack, Backend, Result, RoundSpec, Sealed
 from privfr.wire import Message
 
 PAGE = Path(__file__).with_name("protocol.md")

@@ -7,6 +7,7 @@ RUN/clients/NNNN/...             what would stay on that device: private tensors
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from privfr.experiment import Experiment, load_experiment
 from privfr.faces.partition import Split
 from privfr.faces.recogniser import Recogniser
 from privfr.report import Event, Report
-from privfr.storage import write_atomic
+from privfr.storage import TEMPORARY, append_line, write_atomic
 from privfr.vector import Vector
 
 __all__ = ["RunDirectory", "recogniser_in"]
@@ -34,9 +35,21 @@ class RunDirectory:
         self.root = Path(root)
 
     def claim(self) -> None:
-        """Make sure that the directory is free. Raises `InputError` if it is in use or cannot be written."""
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-            raise InputError(f"{self.root}: not an empty folder; give a new one, or --resume {self.root}")
+        """Make the directory. Raises `InputError` if it is in use or cannot be written."""
+        if self.root.is_dir() and any(self.root.iterdir()):
+            hint = f", or go on with --resume {self.root}" if (self.root / "report.json").exists() else ""
+            raise InputError(f"{self.root}: not an empty folder; give a new one{hint}")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.root}: cannot be made ({error.strerror}); give another place") from None
+        if not os.access(self.root, os.W_OK):
+            raise InputError(f"{self.root}: cannot be written to; give another place")
+
+    def sweep(self) -> None:
+        """Remove what a kill left half written; no reader ever looks at it."""
+        for left in self.root.rglob(f".*{TEMPORARY}"):
+            left.unlink(missing_ok=True)
 
     def model(self, name: str) -> Path:
         """Where the model of this name lies."""
@@ -78,11 +91,7 @@ class RunDirectory:
     def log(self, event: Event) -> None:
         """Append one event to log.jsonl, with the seconds since 1970."""
         line = msgspec.json.encode({"time": round(time.time(), 3), **msgspec.to_builtins(event)})
-        try:
-            with (self.root / "log.jsonl").open("ab") as file:
-                file.write(line + b"\n")
-        except OSError as error:
-            raise InputError(f"{self.root}/log.jsonl: cannot be written ({error.strerror})") from None
+        append_line(self.root / "log.jsonl", line)
 
 
 class Checkpoint(msgspec.Struct, frozen=True):

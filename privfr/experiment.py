@@ -39,7 +39,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     source: str = "synthetic"
     size: tuple[Positive, Positive] = (64, 64)
-    clients: Positive = 8
+    clients: Annotated[int, msgspec.Meta(ge=2)] = 8
     public: Count = 0
     test: Annotated[int, msgspec.Meta(ge=2)] = 20
     scheme: Literal["one", "many", "dirichlet"] = "many"
@@ -53,7 +53,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Which network. dim: width of its embedding, 0 for the network's own."""
 
     backbone: str = "small"
-    dim: Count = 0
+    dim: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
 
 
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -148,10 +148,17 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return hashlib.blake2b(msgspec.json.encode(agreed), digest_size=32).digest()
 
     def resolved(self) -> Experiment:
-        """Fill in what 0 leaves to the machine, so that the tree says what was really run."""
+        """Fill in what 0 leaves to the machine, so that the tree says what was really run.
+
+        Raises `InputError` for a threshold above the number of clients.
+        """
         cores = os.cpu_count() or 1
         clients = self.data.clients
         engine, federation = self.engine, self.federation
+        if federation.threshold > clients:
+            raise InputError(
+                f"federation.threshold: {federation.threshold} is more than the {clients} clients"
+            )
         return msgspec.structs.replace(
             self,
             engine=msgspec.structs.replace(
@@ -189,9 +196,10 @@ def load_experiment(path: str | Path | None = None, changes: Mapping[str, Any] |
 def parse_value(text: str) -> Any:
     """Read one value as TOML writes it; a bare word is a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return found["value"] if len(found) == 1 else text
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -292,13 +292,14 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         self._session: ServerSession | None = None
+        try:
+            self._spec().check()
+        except BadFrame as error:
+            raise LocalProtocolError(f"a run that cannot be: {error}") from None
 
     def open(self) -> dict[ClientId, bytes]:
         """Open the next round: a `Begin` for each client, with the model for those who lack it."""
-        spec = RoundSpec(
-            self.run, self.round, self.backend.name, self.roster, self.threshold, self.metrics,
-            self.model.size // (2 if self.momentum else 1), self.layout, digest(self.model), self.config,
-        )  # fmt: skip
+        spec = self._spec()
         self.report = RoundReport(self.round, len(self.roster))
         self._session = ServerSession(self.backend, spec, self.backend.server_state(spec, self.keyring))
         short = encode(Begin(spec, memoryview(b"")))
@@ -325,6 +326,20 @@ class Coordinator:
             self.current -= set(session.dropped)
             self._end()
         return outbox
+
+    def _spec(self) -> RoundSpec:
+        return RoundSpec(
+            run=self.run,
+            round=self.round,
+            backend=self.backend.name,
+            clients=self.roster,
+            threshold=self.threshold,
+            metrics=self.metrics,
+            size=self.model.size // (2 if self.momentum else 1),
+            layout=self.layout,
+            model=digest(self.model),
+            config=self.config,
+        )
 
     @property
     def phase(self) -> str:

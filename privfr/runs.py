@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from privfr.backends import backend as backend_named
 from privfr.directory import Checkpoint, RunDirectory
@@ -45,10 +46,12 @@ from privfr.report import (
     Stage,
 )
 from privfr.storage import write_atomic
-from privfr.trainer import Learner, layout_of, shared_vector
+from privfr.trainer import Learner, device_of, layout_of, shared_vector
 from privfr.vector import Vector
 
 __all__ = ["resume", "run"]
+
+_SHOWN = 10  # skipped pictures named one by one
 
 
 def run(experiment: Experiment, directory: str | Path, observe: Observer = lambda event: None) -> Report:
@@ -72,6 +75,7 @@ def resume(directory: str | Path, observe: Observer = lambda event: None) -> Rep
     """
     place = RunDirectory(directory)
     report = place.report()
+    place.sweep()
     if report.finished:
         return report
     experiment = place.experiment()
@@ -90,8 +94,10 @@ def _load(experiment: Experiment, observe: Observer) -> Faces:
         min_images=data.min_images,
         progress=lambda done, total: observe(Stage("pictures", done, total)),
     )
-    for file, reason in faces.skipped:
+    for file, reason in faces.skipped[:_SHOWN]:
         observe(Notice(f"skipped {file}: {reason}"))
+    if len(faces.skipped) > _SHOWN:
+        observe(Notice(f"skipped {len(faces.skipped) - _SHOWN} more; `privfr data inspect` lists them"))
     return faces
 
 
@@ -124,7 +130,19 @@ class _Run:
         self.backend = backend_named(experiment.federation.backend)
         self.layout = layout_of(self.method)
         self._stop = False
+        self._check()
         self.report = self._blank_report()
+
+    def _check(self) -> None:
+        """Refuse what would only fail in the middle of the run."""
+        experiment = self.experiment
+        device_of(experiment.training.device)
+        if experiment.pretraining.epochs and self.public is None:
+            raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
+        sent = {step.expects.__struct_config__.tag for step in self.backend.client_steps} | {"result"}
+        if unknown := set(experiment.engine.phases) - sent:
+            known = ", ".join(sorted(map(str, sent)))
+            raise InputError(f"engine.phases: no message of kind {min(unknown)!r} here; choose from {known}")
 
     def execute(self) -> Report:
         """Go through the stages that the report does not yet have."""
@@ -149,8 +167,7 @@ class _Run:
         wanted, training = self.experiment.pretraining, self.experiment.training
         if self.report.pretrained is not None or not wanted.epochs:
             return
-        if self.public is None:
-            raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
+        assert self.public is not None
         training = msgspec.structs.replace(
             training, epochs=1, batch=wanted.batch, learning_rate=wanted.learning_rate,
             weight_decay=wanted.weight_decay, decay=wanted.decay, threads=self.experiment.engine.cores,
@@ -245,7 +262,7 @@ class _Run:
         for client in roster:
             learner = self._learner(client, self.clients[client], experiment.training, federation.rounds)
             if done:
-                learner.restore(self._private(client, done).read_bytes())
+                self._restore(learner, self._private(client, done))
             members[client] = Member(
                 client=client,
                 backend=self.backend,
@@ -274,6 +291,12 @@ class _Run:
             current=set(roster) - missed,
         )
         return coordinator, members
+
+    def _restore(self, learner: Learner, path: Path) -> None:
+        try:
+            learner.restore(path.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); the run cannot go on without it") from None
 
     def _engine(self, members: dict[int, Member]) -> LocalEngine:
         wanted = self.experiment.engine

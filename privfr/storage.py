@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from privfr.errors import InputError
 
-__all__ = ["write_atomic"]
+__all__ = ["TEMPORARY", "append_line", "write_atomic"]
+
+TEMPORARY = ".part"
 
 
 def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
@@ -18,7 +21,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -33,3 +36,16 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); free or change the place"
         ) from None
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line to a file, or, where the disk is full, none of it. Raises `InputError` then."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            data = line + b"\n"
+            if file.write(data) != len(data):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free or change the place") from None

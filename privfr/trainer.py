@@ -161,7 +161,7 @@ class Learner:
         Nothing of the client served before may linger in it (the released FedFace code forgets this).
         """
         device = device_of(self.training.device)
-        key = (self.method, len(self.faces.names), device)
+        key = (self.method, len(self.faces.names), self.seed, device)
         if getattr(_workspace, "key", None) != key:
             fresh = self.method.build(len(self.faces.names), self.seed)
             _workspace.module = fresh.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

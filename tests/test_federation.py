@@ -23,13 +23,13 @@ from insecure import (
 
 from privfr.backends import BACKENDS
 from privfr.errors import LocalProtocolError, PolicyRefused, PrivfrError, RemoteProtocolError, WrongPhase
-from privfr.federation import Coordinator, Policy, RoundReport, run_round
+from privfr.federation import Coordinator, Policy, RoundReport, first_model, run_round
 from privfr.protocol import Ack, Begin, ClientId, Result, RoundSpec, Sealed
 from privfr.vector import LARGEST_SUMMAND, Update, Vector, digest
 from privfr.wire import Frame, decode, encode
 
 EMPTY = memoryview(b"")
-SUMMED_IN_FLOAT32 = ("plain", "trusted")
+EXACT = ("plain", "trusted")
 every_backend = pytest.mark.parametrize("name", list(BACKENDS))
 
 
@@ -76,7 +76,7 @@ def test_rounds_move_every_member_to_the_same_model(name: str) -> None:
         assert report.survivors == report.clients == 4
         assert report.failed == ""
         assert not (report.dropped or report.faults or report.missed)
-        if name in SUMMED_IN_FLOAT32:
+        if name in EXACT:
             assert found.coordinator.model.tolist() == expected.tolist()
             assert report.weight == weight
         assert np.allclose(found.coordinator.model, expected, atol=1e-2)
@@ -86,6 +86,37 @@ def test_rounds_move_every_member_to_the_same_model(name: str) -> None:
         assert all(holds_model(found, c) for c in found.members)
         assert sent_in_full(found) == (set(found.members) if number == 0 else set())
     assert found.coordinator.round == 3
+
+
+@every_backend
+def test_with_momentum_every_member_keeps_the_same_velocity(name: str) -> None:
+    """FedAvgM written out anew; a client that missed a round is sent the velocity with the weights."""
+    found, momentum = federation(name), np.float32(0.75)
+    found.coordinator.momentum = float(momentum)
+    found.coordinator.model = first_model(found.coordinator.model, float(momentum))
+    for member in found.members.values():
+        member.momentum = float(momentum)
+    weights, velocity = np.zeros((2, SIZE), np.float32)
+    for number in range(4):
+        found.lose = once(2, "result", "request") if number == 1 else lambda client, what: ""
+        report = round_of(found)
+        assert (report.survivors, report.missed) == (4, [2] if number == 1 else [])
+        assert sent_in_full(found) == {0: {1, 2, 3, 4}, 2: {2}}.get(number, set())
+        updates = [WholeLearner(c).update(number, number + 1) for c in found.members]
+        mean = np.sum([u.vector * u.weight for u in updates], axis=0) / sum(u.weight for u in updates)
+        velocity = momentum * velocity + mean.astype(np.float32)
+        weights = weights + velocity
+        expected = np.concatenate([weights, velocity])
+        assert np.allclose(found.coordinator.model, expected, rtol=0, atol=1e-4 if name in EXACT else 5e-2)
+        assert [c for c in found.members if not holds_model(found, c)] == report.missed
+
+
+def test_momentum_that_is_not_the_same_everywhere_is_found_out() -> None:
+    found = federation("plain")
+    found.members[3].momentum = 0.5
+    report = round_of(found)
+    assert set(report.dropped) == {3}
+    assert report.survivors == 3
 
 
 def kinds_of(name: str) -> list[str]:
@@ -414,7 +445,7 @@ class Extreme(WholeLearner):
         return Update(vector, 1.0, {"loss": 0.0, "accuracy": 0.0})
 
 
-@pytest.mark.parametrize("name", SUMMED_IN_FLOAT32)
+@pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("number", [0.999 * LARGEST_SUMMAND, 1.5e19, 3e38, float("inf"), float("nan")])
 def test_colluding_clients_cannot_end_the_run(name: str, number: float) -> None:
     """Summands that pass one by one must not void the sum; at worst a round fails, by its report."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -10,7 +11,6 @@ from privfr_cli import data, embed, evaluate, info, run, verify
 
 app = typer.Typer(
     name="privfr",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -23,20 +23,32 @@ app.command("embed")(embed.command)
 app.add_typer(data.app, name="data")
 app.command("info")(info.command)
 
+# What the command line's own parser raises: click's ClickException, which newer typer carries within itself.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
 
 def main() -> None:
     """Run the command line; what the user can mend is told in one line, with exit code 2."""
     from privfr.errors import PrivfrError
 
+    arguments = sys.argv[1:] or ["--help"]
     try:
-        app()
+        sys.exit(app(arguments, standalone_mode=False))
     except PrivfrError as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"privfr: {line}\n")
-        sys.exit(2)
+        _refuse(str(error))
+    except _UsageError as error:
+        _refuse(f"{error.format_message()} (privfr --help)")  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
+        # Whoever read our output has gone; leave no second complaint when Python flushes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _refuse(reason: str) -> None:
+    sys.stderr.write(f"privfr: {' '.join(reason.split())}\n")
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ def command(
     import privfr
     from privfr.evaluation import evaluate_on
 
+    if baselines and not model.is_dir():
+        raise privfr.InputError(f"{model}: --baselines needs a run directory, not one checkpoint")
     recogniser = privfr.recogniser_in(model)
     listed = privfr.read_pairs(pairs) if pairs else None
     faces = privfr.load_faces(data, recogniser.size)

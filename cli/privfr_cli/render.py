@@ -165,6 +165,11 @@ def report(result: Report, directory: str) -> None:
         f"per client: {size(up / clients)} up, {size(down / clients)} down; "
         f"{percent(result.overhead)} of the rounds' work was not training"
     )
+    failed = sum(bool(r.failed) for r in result.rounds)
+    if failed:
+        out.print(
+            f"{failed} of {len(result.rounds)} rounds failed and changed nothing: too few clients were left"
+        )
     out.print(f"server learns: {result.server_learns}. {result.trust}")
     for line in result.discloses:
         out.print(f"also leaves the device: {line}")

@@ -79,7 +79,7 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
     changes = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals:
+        if not equals or not key.strip():
             raise InputError(f"--set {pair}: write KEY=VALUE, such as training.batch=16")
         changes[key.strip()] = parse_value(value.strip())
     return changes

@@ -202,7 +202,7 @@ def backbone(name: str, size: Size | None = None, dim: int | None = None, *, see
     size: (height, width) of the pictures; dim: width of the embedding; None takes the network's own.
     The module maps float32 [n, 3, height, width] (see `to_tensor`) to float32 [n, dim], not normalised.
     The same arguments give the same weights, bit for bit; no global random state is read or moved.
-    Raises InputError on an unknown name, a size the network does not take, or dim < 1.
+    Raises InputError on an unknown name, a size the network does not take, or dim out of 1..4096.
     """
     if name not in BACKBONES:
         near = get_close_matches(name, BACKBONES, n=1, cutoff=0.4)
@@ -214,8 +214,8 @@ def backbone(name: str, size: Size | None = None, dim: int | None = None, *, see
     if size not in architecture.sizes:
         taken = " or ".join(f"{height}x{width}" for height, width in architecture.sizes)
         raise InputError(f"backbone: {name} takes {taken} pictures, not {size[0]}x{size[1]}; resize them")
-    if dim < 1:
-        raise InputError(f"backbone: dim must be at least 1, not {dim}")
+    if not 1 <= dim <= 4096:
+        raise InputError(f"backbone: dim must be from 1 to 4096, not {dim}")
     with torch.device("meta"):  # no storage yet, so torch's own initialisation draws no random number
         module = architecture.build(size, dim)
     return initialise(module.to_empty(device="cpu"), seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -219,7 +219,9 @@ def assemble(
             good.append(entry)
         else:
             skips.append((_shown(entry.file), "its name is not UTF-8; rename it"))
-    chosen = set(_choose(Counter(entry.name for entry in good), min_images, identities, root))
+    found = Counter(entry.name for entry in good)
+    skips += _too_few(found, min_images)
+    chosen = set(_choose(found, min_images, identities, root))
     wanted = sorted((entry for entry in good if entry.name in chosen), key=lambda e: (e.name, e.file))
     images, kept, failures = read_pictures([e.path for e in wanted], size, box=box, progress=progress)
     skips += [(wanted[position].file, reason) for position, reason in failures]
@@ -291,7 +293,13 @@ def _enough(faces: Faces, min_images: int, identities: int | None, root: Path) -
     if len(chosen) == len(faces.names):
         return faces
     part = faces.of(chosen)
-    return Faces(part.images, part.labels, part.names, part.files, faces.skipped)
+    skips = (*faces.skipped, *_too_few(counts, min_images))
+    return Faces(part.images, part.labels, part.names, part.files, skips)
+
+
+def _too_few(counts: Mapping[str, int], min_images: int) -> list[tuple[str, str]]:
+    few = sorted((name, count) for name, count in counts.items() if count < min_images)
+    return [(name, f"{count} usable picture(s), fewer than min_images = {min_images}") for name, count in few]
 
 
 def _choose(counts: dict[str, int], min_images: int, identities: int | None, root: Path) -> list[str]:

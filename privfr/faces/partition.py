@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from privfr.errors import InputError
 from privfr.faces.datasets import Faces
+from privfr.storage import write_atomic
 
 Scheme = Literal["one", "many", "dirichlet"]
 
@@ -86,10 +87,7 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def save(self, path: str | Path) -> None:
         """Write as JSON. Raises InputError if the file cannot be written."""
-        try:
-            Path(path).write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        write_atomic(Path(path), msgspec.json.format(msgspec.json.encode(self)) + b"\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Split:

@@ -156,6 +156,22 @@ def test_float32_sums_equal_plain_to_the_bit(name: str) -> None:
     assert results[0].metrics == results[1].metrics
 
 
+@pytest.mark.parametrize("weight", [0.0, -1.0, -0.0])
+@pytest.mark.parametrize("name", sorted(EXACT))
+def test_a_summand_without_weight_is_refused(name: str, weight: float) -> None:
+    """A negative weight would take the others' out of the sum, and turn their mean around."""
+    round_ = round_in_hand(name, 3)
+    state = round_.clients[1]._state
+    summand = round_.updates[1].summand(METRICS)
+    summand[0] = weight
+    hostile = msgspec.structs.replace(state, summand=summand.astype("<f4").tobytes())
+    answer = ClientSession(round_.backend, hostile, InsecureEntropy(0)).receive(round_.opening()[1])
+    assert not round_.server.absorb(1, answer)
+    assert "weight" in round_.server.faults[0][1]
+    round_.server.turn([(c, round_.clients[c].receive(round_.opening()[c])) for c in (2, 3)])
+    assert_is_mean(name, mean_of(round_), [round_.updates[c] for c in (2, 3)])
+
+
 @every_backend
 def test_every_client_can_be_saved_between_any_two_messages(name: str) -> None:
     """Each session goes through `save` and `restore` before and after each of its messages."""

@@ -35,4 +35,6 @@ def test_diagram_shows_every_phase_in_order(diagram: dict[str, Any], name: str) 
     drawn = "\n".join(diagram["sequence"](backend(name)))
     at = [drawn.index(f"C->>S: {diagram['tag'](step.collects)} (") for step in backend(name).server_steps]
     assert at == sorted(at)
-    assert drawn.index("S->>C: begin (") < at[0] < drawn.index("S->>C: result (") < drawn.index("C->>S: ack (")
+    assert (
+        drawn.index("S->>C: begin (") < at[0] < drawn.index("S->>C: result (") < drawn.index("C->>S: ack (")
+    )

@@ -142,12 +142,24 @@ def test_any_other_exception_is_not_a_dropout(workers: int, error: type[BaseExce
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("client")]
 
 
-def test_a_server_that_stops_listening_leaves_no_thread_behind() -> None:
+def test_a_server_that_stops_listening_leaves_no_work_behind() -> None:
+    """What had not begun is given up, what had is waited for."""
+
+    class Slow(WholeLearner):
+        def learn(self, model: Vector, round: int) -> Update:
+            time.sleep(0.05)
+            learnt.append(self.client)
+            return super().learn(model, round)
+
+    learnt: list[ClientId] = []
     found = federation("plain", 9)
+    for client, member in found.members.items():
+        member.learner = Slow(client)
     answers = engine_of(found, 3).exchange(found.coordinator.open())
     next(answers)
     answers.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("client")]
+    assert 3 <= len(learnt) < 7  # of the 7 that were handed to 3 threads
 
 
 def test_who_answered_is_told_and_its_time_counted() -> None:
