@@ -23,8 +23,9 @@ __all__ = ["Data", "Engine", "Experiment", "Federation", "Method", "Model", "Tra
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-Above0 = Annotated[float, msgspec.Meta(gt=0)]
-AtLeast0 = Annotated[float, msgspec.Meta(ge=0)]
+# Bounded above so that an infinite rate is refused here and not noticed rounds later.
+Above0 = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+AtLeast0 = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
@@ -132,7 +133,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     baselines: what else to train for comparison, "individual" (every client alone) and "centralised".
     """
 
-    seed: Count = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     data: Data = Data()
     model: Model = Model()
     method: Method = Method()
@@ -156,9 +157,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         clients = self.data.clients
         engine, federation = self.engine, self.federation
         if federation.threshold > clients:
-            raise InputError(
-                f"federation.threshold: {federation.threshold} is more than the {clients} clients"
-            )
+            raise InputError(f"federation.threshold: {federation.threshold} for {clients} clients; lower it")
         return msgspec.structs.replace(
             self,
             engine=msgspec.structs.replace(

@@ -142,6 +142,8 @@ class _SavedMember(msgspec.Struct, frozen=True, array_like=True):
     learner: bytes
     spec: RoundSpec | None
     session: bytes | None
+    run: bytes
+    begun: int
 
 
 @dataclass
@@ -167,6 +169,7 @@ class Member:
     learn_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self._run, self._begun = b"", -1
         self._spec: RoundSpec | None = None
         self._session: ClientSession | None = None
 
@@ -191,6 +194,7 @@ class Member:
         session = ClientSession(self.backend, state, self.entropy)
         answer = session.receive(encode(Begin(begin.spec, memoryview(b""))))
         self.model, self._spec, self._session = model, begin.spec, session
+        self._run, self._begun = begin.spec.run, begin.spec.round
         return answer
 
     def _check(self, begin: Begin) -> Vector:
@@ -208,6 +212,9 @@ class Member:
                 raise PolicyRefused(f"the server's {name} is not the one this client was set up with")
         if self.client not in spec.clients:
             raise BadFrame("a roster without this client")
+        if self._run not in (b"", spec.run) or spec.round <= self._begun:
+            # Two sums of one round, over other rosters, would differ by somebody's update.
+            raise WrongPhase("a round this client has begun before, or one of another run")
         size = spec.size * (2 if self.momentum else 1)
         model = from_bytes(begin.bulk, size).copy() if len(begin.bulk) else self.model
         if model is None or model.size != size or digest(model) != spec.model:
@@ -232,14 +239,16 @@ class Member:
         """Everything needed to go on in another process, between any two frames. Secret."""
         session = self._session.save() if self._session else None
         model = None if self.model is None else self.model.astype("<f4").tobytes()
-        return msgspec.msgpack.encode(_SavedMember(model, self.learner.save(), self._spec, session))
+        return msgspec.msgpack.encode(
+            _SavedMember(model, self.learner.save(), self._spec, session, self._run, self._begun)
+        )
 
     def restore(self, saved: bytes) -> None:
         """Take up what `save` gave, in a member set up like the one that saved."""
         found = msgspec.msgpack.decode(saved, type=_SavedMember)
         self.model = None if found.model is None else np.frombuffer(found.model, "<f4").copy()
         self.learner.restore(found.learner)
-        self._spec = found.spec
+        self._spec, self._run, self._begun = found.spec, found.run, found.begun
         self._session = None
         if found.session is not None:
             self._session = ClientSession.restore(self.backend, found.session, self.entropy)

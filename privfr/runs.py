@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from privfr.backends import backend as backend_named
@@ -31,7 +32,7 @@ from privfr.experiment import Experiment, Training
 from privfr.faces.datasets import Faces, load_faces
 from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
-from privfr.faces.verification import Verification, all_pairs_roc, evaluate
+from privfr.faces.verification import Roc, Verification, all_pairs_roc, evaluate
 from privfr.federation import Coordinator, Member, Policy, first_model, run_round
 from privfr.methods import method_of
 from privfr.report import (
@@ -60,6 +61,7 @@ def run(experiment: Experiment, directory: str | Path, observe: Observer = lambd
     Raises `InputError` for data or settings that cannot be used, and for a directory already in use.
     """
     place, experiment = RunDirectory(directory), experiment.resolved()
+    _check(experiment)
     place.claim()
     faces = _load(experiment, observe)
     parts = _split(faces, experiment)
@@ -83,6 +85,19 @@ def resume(directory: str | Path, observe: Observer = lambda event: None) -> Rep
     old = _Run(experiment, place, faces, place.split(), observe)
     old.report = report
     return old.execute()
+
+
+def _check(experiment: Experiment) -> None:
+    """Refuse at once what would else fail after minutes of loading or training."""
+    device_of(experiment.training.device)
+    method_of(experiment).build(1, 0)
+    if experiment.pretraining.epochs and not experiment.data.public:
+        raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
+    steps = backend_named(experiment.federation.backend).client_steps
+    kinds = {str(step.expects.__struct_config__.tag) for step in steps} | {"result"}
+    if unknown := set(experiment.engine.phases) - kinds:
+        known = ", ".join(sorted(kinds))
+        raise InputError(f"engine.phases: no message of kind {min(unknown)!r} here; choose from {known}")
 
 
 def _load(experiment: Experiment, observe: Observer) -> Faces:
@@ -130,19 +145,7 @@ class _Run:
         self.backend = backend_named(experiment.federation.backend)
         self.layout = layout_of(self.method)
         self._stop = False
-        self._check()
         self.report = self._blank_report()
-
-    def _check(self) -> None:
-        """Refuse what would only fail in the middle of the run."""
-        experiment = self.experiment
-        device_of(experiment.training.device)
-        if experiment.pretraining.epochs and self.public is None:
-            raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
-        sent = {step.expects.__struct_config__.tag for step in self.backend.client_steps} | {"result"}
-        if unknown := set(experiment.engine.phases) - sent:
-            known = ", ".join(sorted(map(str, sent)))
-            raise InputError(f"engine.phases: no message of kind {min(unknown)!r} here; choose from {known}")
 
     def execute(self) -> Report:
         """Go through the stages that the report does not yet have."""
@@ -205,9 +208,9 @@ class _Run:
         def train(client: int) -> float:
             learner = self._learner(client, self.clients[client], self.experiment.training, rounds)
             model = self._alone("", learner, start, self.place.client(client) / "training.safetensors")
-            own = self._recogniser(model)
+            own, curve, _ = self._judged(model)
             own.save(self.place.client(client) / "individual.safetensors")
-            return all_pairs_roc(own.embed(self.test.images), self.test.labels).eer
+            return curve.eer
 
         eer: list[float] = []
         self._observe(Stage("individual", 0, total))
@@ -240,7 +243,8 @@ class _Run:
         Checkpoint(done, coordinator.model, {}).save(self._shared(done))
         for client, member in members.items():
             write_atomic(self._private(client, done), member.learner.save(), private=True)
-        eer = self._eer(coordinator.model[: self.layout.size])
+        torch.set_num_threads(self.experiment.engine.cores)
+        eer = self._judged(coordinator.model[: self.layout.size])[1].eer
         self.report.rounds.append(outcome)
         self.report.eer.append(eer)
         self.place.commit(self.report)
@@ -370,17 +374,18 @@ class _Run:
         found.load_tensors({key.removeprefix("backbone."): value for key, value in tensors.items()})
         return found
 
-    def _eer(self, model: Vector) -> float:
-        torch.set_num_threads(self.experiment.engine.cores)
-        return all_pairs_roc(self._recogniser(model).embed(self.test.images), self.test.labels).eer
-
-    def _publish(self, name: str, model: Vector) -> Verification:
-        """Measure a model on the test identities and write it with its thresholds."""
-        torch.set_num_threads(self.experiment.engine.cores)
+    def _judged(self, model: Vector) -> tuple[Recogniser, Roc, NDArray[np.float32]]:
+        """Compare all pairs of test pictures: the recogniser with its thresholds, the ROC, the embeddings."""
         found = self._recogniser(model)
         embeddings = found.embed(self.test.images)
         curve = all_pairs_roc(embeddings, self.test.labels)
         found.thresholds = {far: curve.threshold_at(float(far)) for far in curve.tar_at_far_table()}
+        return found, curve, embeddings
+
+    def _publish(self, name: str, model: Vector) -> Verification:
+        """Measure a model on the test identities and write it."""
+        torch.set_num_threads(self.experiment.engine.cores)
+        found, _, embeddings = self._judged(model)
         found.about = {"run": self.report.run, "model": name}
         found.save(self.place.model(name))
         measured = evaluate(embeddings, self.test.labels, self.experiment.seed)

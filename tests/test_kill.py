@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -42,18 +43,28 @@ def start(arguments: list[str], log: Path) -> BaseProcess:
     return process
 
 
-def finish(arguments: list[str], log: Path) -> float:
-    """Run to the end; gives the seconds it took."""
-    started = time.perf_counter()
+def await_run(out: Path, process: BaseProcess) -> None:
+    """Wait until there is a run: what is killed before is a start, and a start is cheap to repeat."""
+    while not (out / "report.json").exists() and process.exitcode is None:
+        time.sleep(0.002)
+
+
+def finish(arguments: list[str], log: Path, out: Path | None = None) -> float:
+    """Run to the end; gives the seconds it took, once there was a run."""
     process = start(arguments, log)
+    if out is not None:
+        await_run(out, process)
+    started = time.perf_counter()
     process.join(120)
     assert process.exitcode == 0, log.read_text()
     return time.perf_counter() - started
 
 
-def killed(arguments: list[str], log: Path, delay: float) -> bool:
-    """Run and kill after a delay, in seconds; whether it was still alive then."""
+def killed(arguments: list[str], log: Path, delay: float, out: Path | None = None) -> bool:
+    """Run, and kill so many seconds after there is a run; whether it was still alive then."""
     process = start(arguments, log)
+    if out is not None:
+        await_run(out, process)
     process.join(delay)
     if process.pid is not None and process.exitcode is None:
         os.kill(process.pid, signal.SIGKILL)
@@ -72,7 +83,7 @@ class Kills:
         self.config.write_text(wanted.to_toml())
         self.whole = root / "whole"
         finish(["info"], root / "log")  # starts the server, which is not the run's time
-        self.seconds = finish(self.run(self.whole), root / "log")
+        self.seconds = finish(self.run(self.whole), root / "log", self.whole)
         self.report = Report.load(self.whole / "report.json")
 
     def run(self, out: Path) -> list[str]:
@@ -85,17 +96,12 @@ class Kills:
         """
         out, log = self.root / name, self.root / f"{name}.log"
         log.touch()
-        if not killed(self.run(out), log, delays[0]):
+        if not killed(self.run(out), log, delays[0], out):
             return ""
         stage = reached(out)
         for delay in delays[1:]:
-            if (out / "report.json").exists():
-                killed(["run", "--resume", str(out)], log, delay)
-        if (out / "report.json").exists():
-            finish(["run", "--resume", str(out)], log)
-        else:  # killed before there was a run to go on with
-            out = out.with_name(f"{name}-again")
-            finish(self.run(out), log)
+            killed(["run", "--resume", str(out)], log, delay)
+        finish(["run", "--resume", str(out)], log)
         assert differing(out, self.whole) == [], f"killed after {delays} s, in {stage}"
         assert facts(Report.load(out / "report.json")) == facts(self.report)
         return stage
@@ -103,8 +109,6 @@ class Kills:
 
 def reached(out: Path) -> str:
     """What a run has committed to when it is killed."""
-    if not (out / "report.json").exists():
-        return "start"
     report = Report.load(out / "report.json")
     if report.individual is not None:
         return "centralised"
@@ -118,6 +122,14 @@ def reached(out: Path) -> str:
 @pytest.fixture(scope="module")
 def kills(tmp_path_factory: pytest.TempPathFactory) -> Kills:
     return Kills(tmp_path_factory.mktemp("kills"))
+
+
+def test_killed_before_there_is_a_run(kills: Kills) -> None:
+    """Nothing is there to go on with, and nothing that stands in the way for good."""
+    out, log = kills.root / "early", kills.root / "early.log"
+    assert killed(kills.run(out), log, 0.02)
+    assert not (out / "report.json").exists(), "the machine is too fast for this test"
+    finish(kills.run(out if not out.exists() else out.with_name("early-again")), log)
 
 
 def test_two_kills(kills: Kills) -> None:
@@ -139,6 +151,7 @@ def test_twenty_kills(kills: Kills, capsys: pytest.CaptureFixture[str]) -> None:
             stage = kills.survive(f"kill-{part}-{attempt}", [delay, *again])
             attempt += 1
         stages.append(stage)
+        shutil.rmtree(kills.root / f"kill-{part}-{attempt - 1}")
     with capsys.disabled():
         sys.stderr.write(f"\n20 kills over {kills.seconds:.1f} s, in: {', '.join(stages)}\n")
     assert len(set(stages)) >= 4, stages

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny import WHOLE, differing, experiment, facts, models, write_people
+from tiny import TINY, WHOLE, differing, experiment, facts, models, write_people
 
 from privfr.errors import InputError
 from privfr.experiment import Experiment
@@ -33,7 +33,7 @@ def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return directory, run(experiment(people, WHOLE), directory)
 
 
-LOSSY = {"engine.dropout": 0.3, "federation.rounds": 4, "federation.threshold": 2, "seed": 1}
+LOSSY = TINY | {"engine.dropout": 0.3, "federation.rounds": 4, "federation.threshold": 2, "seed": 1}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,7 @@ def lossy(people: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 def lossy_experiment(people: Path, **changes: Any) -> Experiment:
-    from tiny import TINY
-
-    return experiment(people, TINY | LOSSY, **changes)
+    return experiment(people, LOSSY, **changes)
 
 
 # One result whatever the backend and however parallel
@@ -220,6 +218,21 @@ def test_resumed_with_dropouts(
     report = resume(tmp_path / "run")
     assert differing(tmp_path / "run", lossy[0]) == []
     assert facts(report) == facts(lossy[1])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_resumed_with_momentum(number: int, people: Path, tmp_path: Path) -> None:
+    """The velocity outlasts the process as the model does; parallel `trusted` for good measure."""
+    momentum = {"federation__momentum": 0.7, "federation__rounds": 3}
+    report = run(experiment(people, **momentum), tmp_path / "one")
+    wanted = experiment(people, **momentum, federation__backend="trusted", engine__workers=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, tmp_path / "other", interrupt_at(RoundEnded, number, lambda _: True))
+    again = resume(tmp_path / "other")
+    assert differing(tmp_path / "one", tmp_path / "other") == []
+    assert again.eer == report.eer
+    plain = run(experiment(people, federation__rounds=3), tmp_path / "plain")
+    assert plain.eer != report.eer or differing(tmp_path / "one", tmp_path / "plain")
 
 
 def test_resume_of_a_finished_run_trains_nothing(whole: tuple[Path, Report]) -> None:

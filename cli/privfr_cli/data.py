@@ -24,11 +24,12 @@ def list_() -> None:
         "",
         ("source", "what it is"),
         [
-            ["synthetic[:identities=60,images=20,seed=0]", "drawn by privfr, needs no file"],
+            ["synthetic", "drawn by privfr, needs no file; synthetic:identities=60,images=20 says how many"],
             ["celeba:ROOT", "CelebA as torchvision lays it out; --download fetches it"],
             ["lfw:ROOT", "Labeled Faces in the Wild as torchvision lays it out; --download fetches it"],
             ["FOLDER", LAYOUT],
         ],
+        prose=True,
     )
 
 

@@ -14,6 +14,7 @@ def command(
     model: Annotated[Path, typer.Argument(help="Run directory, or a .safetensors checkpoint.")],
     data: Annotated[str, typer.Argument(help="synthetic, celeba:ROOT, lfw:ROOT or a folder of identities.")],
     out: Annotated[Path, typer.Option(help="File to write: .npz or .csv.")],
+    download: Annotated[bool, typer.Option("--download", help="Fetch CelebA or LFW where missing.")] = False,
 ) -> None:
     """Write the embedding of every picture; a row a picture, of length 1."""
     import io
@@ -26,7 +27,7 @@ def command(
     if out.suffix not in (".npz", ".csv"):
         raise privfr.InputError(f"{out}: unknown ending; give a .npz or .csv file")
     recogniser = privfr.recogniser_in(model)
-    faces = privfr.load_faces(data, recogniser.size)
+    faces = privfr.load_faces(data, recogniser.size, download=download)
     embeddings = recogniser.embed(faces.images)
     names = np.array(faces.names)[faces.labels]
     if out.suffix == ".npz":

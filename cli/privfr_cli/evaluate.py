@@ -21,6 +21,7 @@ def command(
         bool,
         typer.Option("--baselines", help="Judge the run's other models too: pretrained, individual, ..."),
     ] = False,
+    download: Annotated[bool, typer.Option("--download", help="Fetch CelebA or LFW where missing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The figures alone on standard output.")] = False,
 ) -> None:
     """See how well a trained model recognises the people of a data set."""
@@ -31,7 +32,7 @@ def command(
         raise privfr.InputError(f"{model}: --baselines needs a run directory, not one checkpoint")
     recogniser = privfr.recogniser_in(model)
     listed = privfr.read_pairs(pairs) if pairs else None
-    faces = privfr.load_faces(data, recogniser.size)
+    faces = privfr.load_faces(data, recogniser.size, download=download)
     for file, reason in faces.skipped:
         render.note(f"skipped {file}: {reason}")
     found = evaluate_on(recogniser, faces, listed)

@@ -31,7 +31,7 @@ def command(
     render.out.print("  ".join(f"{name} {found}" for name, found in versions.items()), soft_wrap=True)
     render.out.print(f"{machine['cores']} cores, {'a GPU' if machine['cuda'] else 'no GPU'}\n")
     rows = [[each["name"], each["server_learns"], each["trust"]] for each in backends]
-    render.table("Backends", ("name", "server learns", "who must be trusted"), rows)
+    render.table("Backends", ("name", "server learns", "who sees what"), rows, prose=True)
 
 
 def _facts(found: object) -> dict[str, str]:

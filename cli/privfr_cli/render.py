@@ -44,13 +44,13 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Draw a table; every column but the first is a figure."""
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, prose: bool = False) -> None:
+    """Draw a table; every column but the first is a figure, or, where they are prose, text."""
     drawn = Table(
         title=title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False
     )
     for number, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        drawn.add_column(column, justify="left" if number == 0 or prose else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*row)
     out.print(drawn)

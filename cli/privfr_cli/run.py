@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,9 @@ def command(
         Text, typer.Option(help="synthetic, celeba:ROOT, lfw:ROOT or a folder of identities.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory to make; default runs/DATE-TIME.")] = None,
+    download: Annotated[
+        bool | None, typer.Option("--download", help="Fetch CelebA or LFW where missing.")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run directory; takes no other flag.")
     ] = None,
@@ -57,9 +61,9 @@ def command(
 ) -> None:
     """Train a face model over many clients and see how well it recognises people it has never met."""
     flags = {
-        "data.source": data, "data.clients": clients, "data.public": public, "data.test": test,
-        "data.scheme": scheme, "data.per_client": per_client, "data.size": size, "model.backbone": backbone,
-        "method.name": method, "method.head": head, "training.epochs": epochs,
+        "data.source": data, "data.download": download, "data.clients": clients, "data.public": public,
+        "data.test": test, "data.scheme": scheme, "data.per_client": per_client, "data.size": size,
+        "model.backbone": backbone, "method.name": method, "method.head": head, "training.epochs": epochs,
         "training.learning_rate": learning_rate, "training.device": device, "pretraining.epochs": pretrain,
         "federation.rounds": rounds, "federation.backend": backend, "engine.name": engine,
         "engine.workers": workers, "engine.dropout": dropout, "seed": seed, "baselines": baseline or None,
@@ -94,7 +98,7 @@ def _run(
     if resume and (config or out or changes):
         raise InputError("--resume: goes on with the run's own experiment and takes no other flag")
     experiment = None if resume else load_experiment(config, changes)
-    directory = resume or out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    directory = resume or out or _free()
 
     import privfr
 
@@ -106,3 +110,10 @@ def _run(
     except KeyboardInterrupt:
         render.note(f"\ninterrupted; go on with: privfr run --resume {directory}")
         raise typer.Exit(130) from None
+
+
+def _free() -> Path:
+    """Name a run directory that is not there yet."""
+    name = time.strftime("%Y%m%d-%H%M%S")
+    places = (Path("runs") / (f"{name}-{number}" if number else name) for number in itertools.count())
+    return next(place for place in places if not place.exists())

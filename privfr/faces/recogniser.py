@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,14 +70,14 @@ class Recogniser:
             )
         return embed(self.network, images)
 
-    def threshold_at(self, far: str) -> float:
-        """Cosine to decide at for a FAR such as "1e-2". Raises `InputError` for one that was not measured."""
-        if far not in self.thresholds:
-            known = ", ".join(self.thresholds) or "none"
-            raise InputError(
-                f"FAR {far}: this model's test pairs gave thresholds for {known}; choose one of these"
-            )
-        return self.thresholds[far]
+    def threshold_at(self, far: float) -> float:
+        """Cosine to decide at for a false accept rate. Raises `InputError` for one that was not measured."""
+        for known, threshold in self.thresholds.items():
+            if math.isclose(float(known), far):
+                return threshold
+        known = ", ".join(self.thresholds)
+        hint = f"choose from {known}" if known else "train with more test identities"
+        raise InputError(f"FAR {far:g}: this model's test pairs gave no threshold for it; {hint}")
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Every tensor by name, as float32 arrays."""

@@ -702,12 +702,24 @@ def test_baselines_of_a_single_checkpoint(privfr: Command, trained: Path, people
     privfr("evaluate", model, "--data", people, "--baselines").refused("--baselines", "run directory")
 
 
-@pytest.mark.parametrize("far", ["1e-6", "nonsense", "0.1", "-1", ""])
+@pytest.mark.parametrize("far", ["1e-6", "0.5", "0", "-1", "nan", "inf"])
 def test_far_that_was_not_measured(far: str, privfr: Command, trained: Path, people: Path) -> None:
     picture = next(people.glob("*/*.png"))
     arguments = ["verify", picture, picture, "--model", trained, f"--far={far}"]
-    line = privfr(*arguments).refused("FAR", "1e-1", "choose one of these")
-    assert far in line
+    line = privfr(*arguments).refused("FAR", "choose from 1e-1")
+    assert f"{float(far):g}" in line
+
+
+@pytest.mark.parametrize("far", ["nonsense", ""])
+def test_far_that_is_no_number(far: str, privfr: Command, trained: Path, people: Path) -> None:
+    picture = next(people.glob("*/*.png"))
+    privfr("verify", picture, picture, "--model", trained, f"--far={far}").refused("--far", "number")
+
+
+@pytest.mark.parametrize("far", ["0.1", "1E-1", "1e-1"])
+def test_far_written_another_way(far: str, privfr: Command, trained: Path, people: Path) -> None:
+    picture = next(people.glob("*/*.png"))
+    privfr("verify", picture, picture, "--model", trained, "--far", far).done()
 
 
 def test_verify_missing_picture(privfr: Command, trained: Path, people: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_interrupt_says_how_to_go_on(
 def test_log_is_read_line_by_line_and_holds_no_clients_loss(ran: tuple[Path, str]) -> None:
     events = [json.loads(line) for line in (ran[0] / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("round") == 2
-    assert {event["event"] for event in events} <= {"stage", "round", "measured"}
+    assert {event["event"] for event in events} <= {"stage", "round", "measured", "notice"}
     assert all(event["time"] > 1e9 for event in events)
     assert not any("client" in event for event in events)
     for event in events:
@@ -239,8 +239,9 @@ def test_verify(privfr: Command, ran: tuple[Path, str], people: Path) -> None:
     same = privfr(*base, picture, picture, "--json").json
     assert same["score"] == pytest.approx(1, abs=1e-5)
     assert same["same"] is True
-    assert same["far"] == "1e-1"
+    assert same["far"] == 0.1
     assert same["threshold"] == Recogniser.load(ran[0] / "models/federated.safetensors").thresholds["1e-1"]
+    assert privfr("verify", "--model", ran[0], picture, picture, "--json").json == same, "the nearest there is"
     other = privfr(*base, picture, stranger, "--json").json
     assert other["same"] == (other["score"] >= other["threshold"])
     assert "the same person: score 1.000" in privfr(*base, picture, picture).done().out
