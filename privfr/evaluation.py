@@ -27,6 +27,9 @@ from privfr.faces.verification import (
 
 __all__ = ["Evaluation", "Identification", "evaluate_on"]
 
+# Fewest pairs a fold for an interval: a resample of people could leave smaller folds empty.
+_RESAMPLED = 50
+
 
 @dataclass(frozen=True)
 class Identification:
@@ -96,6 +99,10 @@ def listed_trials(recogniser: Recogniser, faces: Faces, pairs: Pairs) -> Trials:
 def _on_pairs(recogniser: Recogniser, faces: Faces, pairs: Pairs, samples: int, seed: int) -> Evaluation:
     trials = listed_trials(recogniser, faces, pairs)
     curve = trials.roc()
+
+    def resampled(weights: NDArray[np.float64]) -> float:
+        return lfw_accuracy(trials.scores, trials.same, pairs.folds, weights).accuracy
+
     folds = (
         lfw_accuracy(trials.scores, trials.same, pairs.folds) if len(set(pairs.folds.tolist())) > 1 else None
     )
@@ -105,14 +112,8 @@ def _on_pairs(recogniser: Recogniser, faces: Faces, pairs: Pairs, samples: int, 
         a, b = trials.identity_a, trials.identity_b
         intervals["eer"] = bootstrap(lambda w: trials.roc(w).eer, a, b, samples, seed)
         intervals["auc"] = bootstrap(lambda w: trials.roc(w).auc, a, b, samples, seed)
-        if folds:
-            intervals["accuracy"] = bootstrap(
-                lambda w: lfw_accuracy(trials.scores, trials.same, pairs.folds, w).accuracy,
-                a,
-                b,
-                samples,
-                seed,
-            )
+        if folds and np.bincount(pairs.folds).min() >= _RESAMPLED:
+            intervals["accuracy"] = bootstrap(resampled, a, b, samples, seed)
     return Evaluation(
         curve.eer,
         curve.auc,

@@ -105,14 +105,15 @@ class Recogniser:
                 facts = json.loads((file.metadata() or {})["privfr"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             found = cls.new(facts["backbone"], tuple(facts["size"]), facts["dim"])
-            thresholds, about = dict(facts["thresholds"]), dict(facts["about"])
+            thresholds = {str(far): float(value) for far, value in facts["thresholds"].items()}
+            about = {str(key): str(value) for key, value in facts["about"].items()}
         except FileNotFoundError:
             raise InputError(
                 f"{path}: no such file; give a run directory or a .safetensors checkpoint"
             ) from None
         except (OSError, safetensors.SafetensorError) as error:
             raise InputError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: not a privfr checkpoint ({error}); write one with `privfr run`"
             ) from None
