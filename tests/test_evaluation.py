@@ -84,7 +84,8 @@ def test_eer_and_auc_by_counting() -> None:
     embeddings = MODEL.embed(data.images)
     scores = (embeddings @ embeddings.T)[np.triu_indices(len(data), 1)]
     same = (data.labels[:, None] == data.labels)[np.triu_indices(len(data), 1)]
-    wins = (scores[same][:, None] > scores[~same]).mean() + (scores[same][:, None] == scores[~same]).mean() / 2
+    genuine, impostor = scores[same][:, None], scores[~same]
+    wins = (genuine > impostor).mean() + (genuine == impostor).mean() / 2
     assert found.auc == pytest.approx(wins, abs=1e-3)
     gaps = [(abs((scores[~same] >= t).mean() - (scores[same] < t).mean()), t) for t in scores]
     _, at = min(gaps)
@@ -114,7 +115,7 @@ def test_a_far_that_the_pairs_cannot_resolve_is_left_out() -> None:
 
 
 def test_search_by_hand() -> None:
-    """Red and Blue are enrolled by their first picture, their other two are sought; the others are strangers."""
+    """Red and Blue are enrolled by their first picture and sought by two; the others are strangers."""
     search = evaluate_on(MODEL, faces(APART), samples=0).identification
     assert search is not None
     assert (search.enrolled, search.probes, search.strangers) == (2, 4, 6)
@@ -231,7 +232,8 @@ def test_pictures_that_no_pair_names_are_not_embedded(tmp_path: Path) -> None:
 
     network = Counting()
     model = Recogniser("small", SIZE, 3, network)
-    evaluate_on(model, drawn(50, 4, 40.0), read_pairs(pairs(tmp_path, "1\nP00 1 2\nP00 1 P01 1\n")), samples=0)
+    listed = read_pairs(pairs(tmp_path, "1\nP00 1 2\nP00 1 P01 1\n"))
+    evaluate_on(model, drawn(50, 4, 40.0), listed, samples=0)
     assert network.seen == 3
 
 

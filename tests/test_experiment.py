@@ -143,7 +143,8 @@ def test_a_wrong_type_at_every_key_names_it(key: str) -> None:
         ("training.learning_rate", 0.0), ("training.weight_decay", -0.1), ("engine.dropout", 1.0),
         ("engine.dropout", -0.1), ("engine.workers", -1), ("federation.rounds", 0), ("seed", -1),
         ("data.clients", 2.5), ("data.clients", True), ("training.learning_rate", float("nan")),
-        ("training.learning_rate", float("inf")), ("method.scale", float("inf")), ("data.alpha", float("nan")),
+        ("training.learning_rate", float("inf")),
+        ("method.scale", float("inf")), ("data.alpha", float("nan")),
         ("seed", 2**64), ("data.source", 3), ("training.flip", 1),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_dropout_in_one_phase_only(people: Path, tmp_path: Path) -> None:
 def test_a_client_that_missed_a_result_is_sent_the_model(lossy: tuple[Path, Report]) -> None:
     rounds = lossy[1].rounds
     model = 4 * lossy[1].parameters
-    for before, after in zip(rounds, rounds[1:], strict=False):
+    for before, after in pairwise(rounds):
         assert after.phases[0].bytes_down // model == len(before.missed)
 
 
@@ -209,9 +210,7 @@ def test_resumed_again_and_again(people: Path, whole: tuple[Path, Report], tmp_p
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_resumed_with_dropouts(
-    number: int, people: Path, lossy: tuple[Path, Report], tmp_path: Path
-) -> None:
+def test_resumed_with_dropouts(number: int, people: Path, lossy: tuple[Path, Report], tmp_path: Path) -> None:
     """Who missed a result, and so is sent the model, outlasts the process."""
     with pytest.raises(KeyboardInterrupt):
         run(lossy_experiment(people), tmp_path / "run", interrupt_at(RoundEnded, number, lambda _: True))

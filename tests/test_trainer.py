@@ -239,9 +239,7 @@ def test_private_tensors_last_from_round_to_round(method: Supervised, faces: Fac
     assert not np.array_equal(kept.vector, fresh.learn(start, 1).vector)
 
 
-def test_a_saved_learner_goes_on_as_it_would_have(
-    method: Supervised, faces: Faces, start: Vector
-) -> None:
+def test_a_saved_learner_goes_on_as_it_would_have(method: Supervised, faces: Faces, start: Vector) -> None:
     one = learner(method, faces)
     one.learn(start, 0)
     saved = one.save()
@@ -281,9 +279,7 @@ def test_stepped_hears_every_step(method: Supervised, faces: Faces, start: Vecto
     assert heard == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_another_number_of_people_on_the_same_worker(
-    method: Supervised, faces: Faces, start: Vector
-) -> None:
+def test_another_number_of_people_on_the_same_worker(method: Supervised, faces: Faces, start: Vector) -> None:
     two = faces.of(faces.names[:2])
     expected = learner(method, two).learn(start, 0).vector
     learner(method, faces).learn(start, 0)

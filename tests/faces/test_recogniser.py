@@ -113,7 +113,7 @@ def test_a_file_cut_anywhere_is_refused(
 ) -> None:
     path = tmp_path_factory.mktemp("cut") / "m.safetensors"
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(InputError, match="m.safetensors: not a whole safetensors file"):
+    with pytest.raises(InputError, match=r"m\.safetensors: not a whole safetensors file"):
         Recogniser.load(path)
 
 
@@ -137,7 +137,7 @@ def test_a_header_with_a_changed_byte_is_refused_or_read(
 def test_junk_is_refused(junk: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("junk") / "m.safetensors"
     path.write_bytes(junk)
-    with pytest.raises(InputError, match="m.safetensors"):
+    with pytest.raises(InputError, match=r"m\.safetensors"):
         Recogniser.load(path)
 
 
@@ -170,7 +170,7 @@ FACTS: dict[str, Any] = {
 @pytest.mark.parametrize("case", FACTS)
 def test_facts_that_cannot_be_are_refused(case: str, model: Recogniser, data: bytes, tmp_path: Path) -> None:
     path = saved(tmp_path / "m.safetensors", model, metadata(data) | FACTS[case])
-    with pytest.raises(InputError, match="m.safetensors"):
+    with pytest.raises(InputError, match=r"m\.safetensors"):
         Recogniser.load(path)
 
 
@@ -178,7 +178,7 @@ def test_facts_that_cannot_be_are_refused(case: str, model: Recogniser, data: by
 def test_missing_facts_are_named(missing: str, model: Recogniser, data: bytes, tmp_path: Path) -> None:
     facts = metadata(data)
     del facts[missing]
-    with pytest.raises(InputError, match=f"not a privfr checkpoint.*{missing}"):
+    with pytest.raises(InputError, match=rf"not a privfr checkpoint.*{missing}"):
         Recogniser.load(saved(tmp_path / "m.safetensors", model, facts))
 
 
@@ -240,7 +240,7 @@ def test_bfloat16_is_refused(model: Recogniser, data: bytes, tmp_path: Path) -> 
     tensors = {name: torch.from_numpy(tensor).bfloat16() for name, tensor in model.tensors().items()}
     path = tmp_path / "m.safetensors"
     path.write_bytes(safetensors.torch.save(tensors, {"privfr": json.dumps(metadata(data))}))
-    with pytest.raises(InputError, match="m.safetensors"):
+    with pytest.raises(InputError, match=r"m\.safetensors"):
         Recogniser.load(path)
 
 
