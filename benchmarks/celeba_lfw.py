@@ -61,7 +61,7 @@ def main() -> None:
 def train(seed: int, config: Path, data: Path, place: Path) -> Path:
     """Make or finish one run."""
     source = str(data / "celeba112")
-    changes = {"seed": seed, "data.source": source, "baselines": ["individual", "centralised"]}
+    changes = {"seed": seed, "data.source": source, "baselines": ["centralised", "individual"]}
     if (place / "report.json").exists():
         privfr.resume(place, say)
     else:

@@ -95,34 +95,37 @@ class RunDirectory:
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """Training of one model in one place, between two rounds. model: float32 [size]."""
+    """Training between two rounds. model: float32 vector.  private, optimiser: tensors by name."""
 
     done: int
     model: Vector
-    private: dict[str, Tensor]
+    private: dict[str, Tensor] = {}
+    optimiser: dict[str, Tensor] = {}
 
     def save(self, path: Path) -> None:
         """Write as safetensors, atomically, readable by its owner alone."""
-        tensors = {
-            "model": torch.from_numpy(self.model),
-            **{f"private.{k}": v for k, v in self.private.items()},
-        }
-        data = safetensors.torch.save(tensors, {"done": str(self.done)})
-        write_atomic(path, data, private=True)
+        tensors = {"model": torch.from_numpy(self.model)}
+        tensors |= {f"private.{name}": tensor for name, tensor in self.private.items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser.items()}
+        write_atomic(path, safetensors.torch.save(tensors, {"done": str(self.done)}), private=True)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint | None:
         """Read what `save` wrote, or None where nothing is. Raises `InputError` for a damaged file."""
         if not path.exists():
             return None
+        groups: dict[str, dict[str, Tensor]] = {"private": {}, "optimiser": {}}
         try:
             with safetensors.safe_open(path, "pt") as file:
                 done = int(file.metadata()["done"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             model = tensors.pop("model").numpy()
+            for name, tensor in tensors.items():
+                group, _, rest = name.partition(".")
+                groups[group][rest] = tensor
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: damaged ({error}); delete it to repeat this part of the run") from None
-        return cls(done, model, {name.removeprefix("private."): tensor for name, tensor in tensors.items()})
+        return cls(done, model, **groups)
 
 
 def recogniser_in(place: str | Path, name: str = "federated") -> Recogniser:

@@ -70,10 +70,11 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a client trains between two messages; pretraining and the baselines share it.
+    """How a client trains between two messages, with a fresh optimiser each time.
 
-    threads: computing threads of one client, fixed, since the last bit of a sum depends on them.
-    decay: learning rate of the last round as a share of the first, reached along a half cosine.
+    decay: learning rate at the end of the run as a share of the first, reached along a half cosine.
+    flip: mirror half of the pictures.  shift: pixels a picture is moved by at most.  threads: computing
+    threads of one client, fixed, since the last bit of a sum depends on them.
     """
 
     epochs: Positive = 1
@@ -83,24 +84,28 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     weight_decay: AtLeast0 = 0.0
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     flip: bool = True
+    shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive = 1
 
 
 class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the common start is trained on the public identities. epochs: 0 for a random start.
+    """How a network is trained in one place: the common start, and the centralised baseline.
 
-    warmup: epochs over which the margin rises from 0 to `margin`.
+    epochs: on the public identities; 0 for a random start. The baseline takes as many as a client does in
+    all rounds.  weight_decay, shift, learning_rate, decay: as in `Training`.  margin: of the head, which it
+    rises to from 0 over the first `warmup` of the epochs.
     """
 
     epochs: Count = 0
     batch: Positive = 32
     learning_rate: Above0 = 1e-3
     weight_decay: AtLeast0 = 0.0
-    decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
+    decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
+    shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
     margin: AtLeast0 = 0.2
-    warmup: Count = 4
+    warmup: Share = 0.3
 
 
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

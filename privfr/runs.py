@@ -53,6 +53,7 @@ from privfr.vector import Vector
 __all__ = ["resume", "run"]
 
 _SHOWN = 10  # skipped pictures named one by one
+_RECIPE = ("batch", "learning_rate", "weight_decay", "decay", "shift")  # what pretraining sets for itself
 
 
 def run(experiment: Experiment, directory: str | Path, observe: Observer = lambda event: None) -> Report:
@@ -167,22 +168,11 @@ class _Run:
             self.report.untrained = self._publish("untrained", self._initial())
 
     def _pretrain(self) -> None:
-        wanted, training = self.experiment.pretraining, self.experiment.training
-        if self.report.pretrained is not None or not wanted.epochs:
-            return
-        assert self.public is not None
-        training = msgspec.structs.replace(
-            training, epochs=1, batch=wanted.batch, learning_rate=wanted.learning_rate,
-            weight_decay=wanted.weight_decay, decay=wanted.decay, threads=self.experiment.engine.cores,
-        )  # fmt: skip
-        learner = self._learner("public", self.public, training, wanted.epochs)
-
-        def warm_up(epoch: int) -> None:
-            reached = min(1.0, epoch / wanted.warmup) if wanted.warmup else 1.0
-            learner.method = replace(self.method, margin=wanted.margin * reached)
-
-        model = self._alone("pretraining", learner, self._initial(), self.place.model("pretraining"), warm_up)
-        self.report.pretrained = self._publish("pretrained", model)
+        epochs = self.experiment.pretraining.epochs
+        if self.report.pretrained is None and epochs:
+            assert self.public is not None
+            model = self._in_one_place("pretraining", self.public, epochs, self._initial())
+            self.report.pretrained = self._publish("pretrained", model)
 
     def _federate(self) -> None:
         rounds, done = self.experiment.federation.rounds, len(self.report.rounds)
@@ -225,9 +215,8 @@ class _Run:
         """All clients' pictures in one place, from the same start, for as many steps: the upper bound."""
         if self.report.centralised is not None:
             return
-        training = msgspec.structs.replace(self.experiment.training, threads=self.experiment.engine.cores)
-        learner = self._learner("all", _together(self.clients), training, self.experiment.federation.rounds)
-        model = self._alone("centralised", learner, self._start(), self.place.model("centralised-training"))
+        epochs = self.experiment.federation.rounds * self.experiment.training.epochs
+        model = self._in_one_place("centralised", _together(self.clients), epochs, self._start())
         self.report.centralised = self._publish("centralised", model)
 
     # One round
@@ -326,6 +315,20 @@ class _Run:
             who, self.method, faces, training, self.layout, rounds, experiment.seed, stepped=stepped
         )
 
+    def _in_one_place(self, stage: str, faces: Faces, epochs: int, start: Vector) -> Vector:
+        """Train on pictures that lie together, an epoch a round, as one continuous training."""
+        wanted, cores = self.experiment.pretraining, self.experiment.engine.cores
+        shared = {name: getattr(wanted, name) for name in _RECIPE}
+        training = msgspec.structs.replace(self.experiment.training, epochs=1, threads=cores, **shared)
+        learner = self._learner(stage, faces, training, epochs)
+        learner.optimiser = {}
+
+        def raise_margin(epoch: int) -> None:
+            reached = min(1.0, epoch / (wanted.warmup * epochs)) if wanted.warmup else 1.0
+            learner.method = replace(self.method, margin=wanted.margin * reached)
+
+        return self._alone(stage, learner, start, self.place.model(f"{stage}-training"), raise_margin)
+
     def _alone(
         self,
         stage: str,
@@ -335,13 +338,15 @@ class _Run:
         before: Callable[[int], None] = lambda round: None,
     ) -> Vector:
         """Train one learner for its rounds, as a client would without a federation; resumes from `path`."""
-        found = Checkpoint.load(path) or Checkpoint(0, start, {})
+        found = Checkpoint.load(path) or Checkpoint(0, start, {}, learner.optimiser or {})
         model, learner.private = found.model, found.private
+        if learner.optimiser is not None:
+            learner.optimiser = found.optimiser
         for round in range(found.done, learner.rounds):
             before(round)
             update = learner.learn(model, round)
             model = model + update.vector
-            Checkpoint(round + 1, model, learner.private).save(path)
+            Checkpoint(round + 1, model, learner.private, learner.optimiser or {}).save(path)
             if stage:
                 self._observe(Stage(stage, round + 1, learner.rounds, update.metrics["loss"]))
         return model

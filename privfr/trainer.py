@@ -12,8 +12,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privfr.errors import InputError
@@ -34,10 +36,13 @@ def device_of(choice: str) -> torch.device:
     return torch.device("cuda" if available and choice != "cpu" else "cpu")
 
 
-def learning_rate(first: float, decay: float, step: int, steps: int) -> float:
-    """Half a cosine, from `first` at step 0 to `first * decay` at the last (Loshchilov & Hutter 2017)."""
-    progress = step / max(1, steps - 1)
+def learning_rate(first: float, decay: float, progress: float) -> float:
+    """Half a cosine, from `first` at progress 0 to `first * decay` at 1 (Loshchilov & Hutter 2017)."""
     return first * (decay + (1 - decay) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+# Share of a continuous training over which the rate rises from 0 (Goyal et al. 2017, arXiv 1706.02677, 2.2).
+RAMP = 0.05
 
 
 def fit(
@@ -45,17 +50,22 @@ def fit(
     method: Method,
     faces: Faces,
     training: Training,
-    rate: float,
+    rate: Callable[[float], float],
     generator: torch.Generator,
+    *,
+    state: dict[str, Tensor] | None = None,
     stepped: Callable[[int, int, float], None] | None = None,
 ) -> float:
     """Train in place for `training.epochs` over the faces; gives the mean loss of the last epoch.
 
-    rate: learning rate. stepped(done, total, loss): called after each step.
+    rate: share of this training done, in [0, 1) -> learning rate.  state: of the optimiser, by name, taken
+    up and left behind; None for a fresh one.  stepped(done, total, loss): called after each step.
     """
     device = next(module.parameters()).device
     labels = torch.from_numpy(faces.labels)
-    optimiser = _optimiser(module, training, rate)
+    optimiser = _optimiser(module, training)
+    if state:
+        _take_up(optimiser, state)
     # Batches as even as can be: a last one of two pictures would take a full step on their noise.
     batches = max(1, round(len(faces) / training.batch))
     steps, done, mean = training.epochs * batches, 0, math.nan
@@ -64,9 +74,12 @@ def fit(
         total = 0.0
         order = torch.randperm(len(faces), generator=generator)
         for rows in torch.tensor_split(order, batches):
-            images = _augment(to_tensor(faces.images[rows.numpy()]), training, generator).to(device)
+            for group in optimiser.param_groups:
+                group["lr"] = rate(done / steps)
+            images = to_tensor(_shifted(faces.images[rows.numpy()], training.shift, generator))
+            images = _flipped(images, generator) if training.flip else images
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
-                losses = method.loss(module, images, labels[rows].to(device))
+                losses = method.loss(module, images.to(device), labels[rows].to(device))
             optimiser.zero_grad()
             loss = losses.mean()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -76,10 +89,12 @@ def fit(
                 stepped(done, steps, float(loss.detach()))
         mean = total / len(faces)
     module.eval()
+    if state is not None:
+        state.update(_left_behind(optimiser))
     return mean
 
 
-def _optimiser(module: nn.Module, training: Training, rate: float) -> torch.optim.Optimizer:
+def _optimiser(module: nn.Module, training: Training) -> torch.optim.Optimizer:
     # Decay acts on matrices and filters alone, not on biases and norms (He et al. 2019, arXiv 1812.01187).
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
@@ -87,15 +102,40 @@ def _optimiser(module: nn.Module, training: Training, rate: float) -> torch.opti
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9, fused=True)
-    return torch.optim.AdamW(groups, lr=rate, fused=True)
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
-def _augment(images: Tensor, training: Training, generator: torch.Generator) -> Tensor:
-    if training.flip:
-        mirrored = torch.rand(len(images), generator=generator) < 0.5
-        images[mirrored] = images[mirrored].flip(3)
+def _left_behind(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Name an optimiser's tensors "parameter.kind", contiguous so that they can be saved."""
+    states = optimiser.state_dict()["state"].items()
+    return {f"{i}.{kind}": value.contiguous() for i, held in states for kind, value in held.items()}
+
+
+def _take_up(optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for name, value in state.items():
+        number, _, kind = name.partition(".")
+        like = parameters[int(number)]
+        # In the parameter's own memory order: a fused step walks both as flat memory.
+        held = torch.empty_like(like) if value.shape == like.shape else torch.empty_like(value)
+        optimiser.state[like][kind] = held.copy_(value)
+
+
+def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    images[mirrored] = images[mirrored].flip(3)
     return images
+
+
+def _shifted(images: NDArray[np.uint8], most: int, generator: torch.Generator) -> NDArray[np.uint8]:
+    """Move each picture by up to `most` pixels either way; its edge fills what comes into view."""
+    if not most:
+        return images
+    height, width = images.shape[1:3]
+    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
+    corners = torch.randint(0, 2 * most + 1, (len(images), 2), generator=generator).tolist()
+    return np.stack([p[y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)])
 
 
 def _shared_state(module: nn.Module, method: Method, shared: bool) -> dict[str, Tensor]:
@@ -128,7 +168,8 @@ class Learner:
     """One client's training: its faces, its private tensors, and the method.
 
     rounds: how many are planned, for the learning rate's course.  seed, client: name its random streams.
-    private: tensors that stay on the device, by name; empty before the first round.
+    private: tensors that stay on the device, by name; empty before the first round.  optimiser: its state
+    from round to round, for a training that is one whole; None for a fresh one each round.
     """
 
     client: int | str
@@ -139,6 +180,7 @@ class Learner:
     rounds: int
     seed: int
     private: dict[str, Tensor] = field(default_factory=dict)
+    optimiser: dict[str, Tensor] | None = None
     stepped: Callable[[int, int, float], None] | None = None
 
     def learn(self, model: Vector, round: int) -> Update:
@@ -148,8 +190,16 @@ class Learner:
         module = self._module()
         self._load(module, model)
         generator = _stream(self.seed, self.client, round)
-        rate = learning_rate(self.training.learning_rate, self.training.decay, round, self.rounds)
-        loss = fit(module, self.method, self.faces, self.training, rate, generator, self.stepped)
+
+        def rate(done: float) -> float:
+            progress = (round + done) / self.rounds
+            ramp = 1.0 if self.optimiser is None else min(1.0, (progress + 1e-3) / RAMP)
+            return ramp * learning_rate(self.training.learning_rate, self.training.decay, progress)
+
+        loss = fit(
+            module, self.method, self.faces, self.training, rate, generator,
+            state=self.optimiser, stepped=self.stepped,
+        )  # fmt: skip
         private = _shared_state(module, self.method, False)
         self.private = {name: tensor.detach().cpu().clone() for name, tensor in private.items()}
         vector = shared_vector(module, self.method, self.layout) - model
