@@ -38,7 +38,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     that are left), or "dirichlet" over images with concentration `alpha`.
     """
 
-    source: str = "synthetic"
+    source: str = "synthetic:identities=180,images=16"
     size: tuple[Positive, Positive] = (64, 64)
     clients: Annotated[int, msgspec.Meta(ge=2)] = 8
     public: Count = 0
@@ -65,7 +65,7 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str = "supervised"
     head: Literal["cosface", "arcface", "softmax", "sphereface2"] = "cosface"
     scale: Above0 = 30.0
-    margin: AtLeast0 = 0.2
+    margin: AtLeast0 = 0.35
     restart: bool = False
 
 
@@ -80,11 +80,11 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     epochs: Positive = 1
     batch: Positive = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Above0 = 1e-3
+    learning_rate: Above0 = 2e-3
     weight_decay: AtLeast0 = 0.0
-    decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
     flip: bool = True
-    shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
+    shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive = 1
@@ -113,10 +113,10 @@ class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     momentum: share of the last step that the next one repeats (FedAvgM), 0 for plain FedAvg.
     """
 
-    rounds: Positive = 6
+    rounds: Positive = 20
     backend: str = "plain"
     threshold: Count = 0
-    momentum: Share = 0.0
+    momentum: Share = 0.6
 
 
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
 WHOLE = TINY | {
     "data.public": 2,
     "pretraining.epochs": 2,
-    "pretraining.warmup": 1,
+    "pretraining.warmup": 0.5,
     "baselines": ["individual", "centralised"],
 }
 """Every stage that a run can have."""
