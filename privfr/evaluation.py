@@ -25,7 +25,7 @@ from privfr.faces.verification import (
     pair_indices,
 )
 
-__all__ = ["Evaluation", "Identification", "evaluate_on"]
+__all__ = ["Evaluation", "Identification", "evaluate_on", "listed_trials"]
 
 # Fewest pairs a fold for an interval: a resample of people could leave smaller folds empty.
 _RESAMPLED = 50

@@ -19,7 +19,18 @@ import tomli_w
 
 from privfr.errors import InputError
 
-__all__ = ["Data", "Engine", "Experiment", "Federation", "Method", "Model", "Training", "load_experiment"]
+__all__ = [
+    "Data",
+    "Engine",
+    "Experiment",
+    "Federation",
+    "Method",
+    "Model",
+    "Pretraining",
+    "Training",
+    "load_experiment",
+    "parse_value",
+]
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
