@@ -327,7 +327,7 @@ class _Run:
             reached = min(1.0, epoch / (wanted.warmup * epochs)) if wanted.warmup else 1.0
             learner.method = replace(self.method, margin=wanted.margin * reached)
 
-        return self._alone(stage, learner, start, self.place.model(f"{stage}-training"), raise_margin)
+        return self._alone(stage, learner, start, self.place.model(f"{stage}-state"), raise_margin)
 
     def _alone(
         self,
