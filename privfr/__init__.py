@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from privfr.experiment import Experiment as Experiment
     from privfr.experiment import load_experiment as load_experiment
     from privfr.faces.datasets import Faces as Faces
-    from privfr.faces.datasets import load_faces as load_faces
     from privfr.faces.datasets import write_folder as write_folder
     from privfr.faces.partition import split as split
     from privfr.faces.pictures import read_picture as read_picture
     from privfr.faces.recogniser import Recogniser as Recogniser
+    from privfr.faces.sources import load_faces as load_faces
     from privfr.faces.verification import read_pairs as read_pairs
     from privfr.report import Report as Report
     from privfr.runs import resume as resume
@@ -49,7 +49,7 @@ _HOME = {
     "backend": "privfr.backends",
     "evaluate_on": "privfr.evaluation",
     "load_experiment": "privfr.experiment",
-    "load_faces": "privfr.faces.datasets",
+    "load_faces": "privfr.faces.sources",
     "read_pairs": "privfr.faces.verification",
     "read_picture": "privfr.faces.pictures",
     "recogniser_in": "privfr.directory",

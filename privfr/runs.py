@@ -29,9 +29,10 @@ from privfr.directory import Checkpoint, RunDirectory
 from privfr.engines.local import Dropouts, LocalEngine
 from privfr.errors import InputError
 from privfr.experiment import Experiment, Training
-from privfr.faces.datasets import Faces, load_faces
+from privfr.faces.datasets import Faces
 from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
+from privfr.faces.sources import load_faces
 from privfr.faces.verification import Roc, Verification, all_pairs_roc, evaluate
 from privfr.federation import Coordinator, Member, Policy, first_model, run_round
 from privfr.methods import method_of

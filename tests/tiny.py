@@ -11,7 +11,8 @@ import safetensors.torch
 from PIL import Image
 
 from privfr.experiment import Experiment, load_experiment
-from privfr.faces.datasets import load_faces, write_folder
+from privfr.faces.datasets import write_folder
+from privfr.faces.sources import load_faces
 from privfr.report import Report
 
 SIZE = (64, 64)

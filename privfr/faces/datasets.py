@@ -1,6 +1,5 @@
-"""Face pictures in memory, and where they come from.
+"""Face pictures in memory, and folders of them.
 
-One entry point, `load_faces`, takes "synthetic", "celeba:ROOT", "lfw:ROOT" or a folder of identities.
 Pictures are decoded once and kept as bytes. A broken one is left out and listed in `Faces.skipped`, so that
 one bad file among thousands costs nobody an afternoon; a set without a single good picture is an InputError.
 """
@@ -20,10 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from privfr.errors import InputError
-from privfr.faces.pictures import WHOLE, Box, Progress, check_size, is_picture, read_pictures
+from privfr.faces.pictures import WHOLE, Box, Progress, is_picture, read_pictures
 
 LAYOUT = "expected layout: ROOT/PERSON/PICTURE.jpg, one folder per person"
-SOURCES = ("synthetic", "celeba", "lfw")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +80,7 @@ class Faces:
         known = {name: label for label, name in enumerate(self.names)}
         for name in identities:
             if name not in known:
-                raise InputError(f"no identity named {name!r} in this set{_nearest(name, known)}")
+                raise InputError(f"no identity named {name!r} in this set{nearest(name, known)}")
         new = np.full(len(self.names), -1, np.int64)
         new[[known[name] for name in identities]] = np.arange(len(identities))
         rows = np.flatnonzero(new[self.labels] >= 0)
@@ -95,49 +93,6 @@ def require_identities(faces: Faces, least: int, purpose: str) -> None:
     have = int(np.count_nonzero(faces.counts))
     if have < least:
         raise InputError(f"{purpose} needs pictures of at least {least} people, here are {have}; add some")
-
-
-def load_faces(
-    source: str | Path,
-    size: tuple[int, int],
-    *,
-    download: bool = False,
-    min_images: int = 1,
-    identities: int | None = None,
-    progress: Progress | None = None,
-) -> Faces:
-    """Load faces from wherever `source` says, as uint8 [n, height, width, 3] with `size` = (height, width).
-
-    source: "synthetic", "synthetic:identities=60,images=20,seed=1", "celeba:ROOT", "lfw:ROOT" or a folder
-    (write "./synthetic" for a folder of that name).
-    download: fetch CelebA or LFW into ROOT where missing.
-    min_images: leave out identities with fewer pictures.  identities: at most so many, first by name.
-    progress(done, total) is called as pictures are decoded.
-
-    Raises InputError for an unknown source, and as `load_folder`, `load_celeba`, `load_lfw` do.
-    """
-    from privfr.faces.published import load_celeba, load_lfw
-
-    if not str(source).strip():
-        raise InputError(f"the source is empty; give {', '.join(SOURCES)} or a folder")
-    kind, colon, rest = str(source).partition(":")
-    if kind in ("celeba", "lfw") and (colon or not Path(source).is_dir()):
-        if not rest.strip():
-            raise InputError(f"source {str(source)!r}: say where it lies, as '{kind}:/data'")
-        reader = load_celeba if kind == "celeba" else load_lfw
-        return reader(
-            rest, size, download=download, min_images=min_images, identities=identities, progress=progress
-        )
-    if download:
-        raise InputError(f"source {str(source)!r}: only celeba:ROOT and lfw:ROOT can be downloaded")
-    check_size(size)
-    if kind == "synthetic":
-        return _synthetic(rest, size, min_images, identities)
-    if not Path(source).exists() and (near := difflib.get_close_matches(kind.lower(), SOURCES, 1)):
-        raise InputError(f"unknown source {str(source)!r}; did you mean {near[0]!r}?")
-    if not Path(source).exists() and colon and len(kind) > 1:
-        raise InputError(f"unknown source {str(source)!r}; give {', '.join(SOURCES)} or a folder")
-    return load_folder(source, size, min_images=min_images, identities=identities, progress=progress)
 
 
 def load_folder(
@@ -234,7 +189,7 @@ def assemble(
     label = {name: index for index, name in enumerate(names)}
     labels = np.array([label[entry.name] for entry in read], np.int64)
     faces = Faces(images, labels, tuple(names), tuple(entry.file for entry in read), tuple(skips))
-    return _enough(faces, min_images, None, root)
+    return enough(faces, min_images, None, root)
 
 
 def write_folder(faces: Faces, root: str | Path) -> None:
@@ -266,27 +221,7 @@ def write_folder(faces: Faces, root: str | Path) -> None:
         raise InputError(f"{root}: cannot write pictures here ({error.strerror or error})") from None
 
 
-def _synthetic(options: str, size: tuple[int, int], min_images: int, identities: int | None) -> Faces:
-    from privfr.faces.synthetic import synthetic_faces
-
-    values = {"identities": 60, "images": 20, "seed": 0}
-    for option in filter(None, options.split(",")):
-        key, _, value = (part.strip() for part in option.partition("="))
-        if key not in values:
-            raise InputError(
-                f"synthetic:{options}: unknown option {key!r}{_nearest(key, values)}; "
-                f"it takes {', '.join(values)}"
-            )
-        if not value.isascii() or not value.isdigit():
-            raise InputError(f"synthetic:{options}: {key} must be a whole number, not {value!r}")
-        values[key] = int(value)
-    if size[0] != size[1]:
-        raise InputError(f"synthetic faces are square; give a size of ({size[0]}, {size[0]}), not {size}")
-    faces = synthetic_faces(values["identities"], values["images"], size[0], values["seed"])
-    return _enough(faces, min_images, identities, Path("synthetic"))
-
-
-def _enough(faces: Faces, min_images: int, identities: int | None, root: Path) -> Faces:
+def enough(faces: Faces, min_images: int, identities: int | None, root: Path) -> Faces:
     """Leave out identities that `_choose` would, now that it is known which pictures could be read."""
     counts = {name: int(count) for name, count in zip(faces.names, faces.counts, strict=True)}
     chosen = _choose(counts, min_images, identities, root)
@@ -348,7 +283,8 @@ def _shown(name: str) -> str:
     return name if _is_utf8(name) else ascii(name)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Hint at the known name most like `name`, or nothing."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

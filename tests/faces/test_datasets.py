@@ -21,9 +21,10 @@ from PIL import Image
 
 from privfr.errors import InputError
 from privfr.faces import pictures, published
-from privfr.faces.datasets import Faces, load_faces, load_folder, require_identities, write_folder
+from privfr.faces.datasets import Faces, load_folder, require_identities, write_folder
 from privfr.faces.pictures import BACKGROUND, read_picture
 from privfr.faces.published import Archive, download_lfw, load_celeba, load_lfw
+from privfr.faces.sources import load_faces
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/data"
 RED, GREEN, BLUE = (220, 30, 40), (30, 200, 50), (20, 60, 210)
