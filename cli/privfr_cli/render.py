@@ -46,9 +46,9 @@ def percent(share: float | None) -> str:
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, prose: bool = False) -> None:
     """Draw a table; every column but the first is a figure, or, where they are prose, text."""
-    drawn = Table(
-        title=title, title_justify="left", title_style="bold", header_style="", box=None, pad_edge=False
-    )
+    if title:
+        out.print(title, style="bold")
+    drawn = Table(header_style="", box=None, pad_edge=False)
     for number, column in enumerate(columns):
         drawn.add_column(column, justify="left" if number == 0 or prose else "right", overflow="fold")
     for row in rows:
