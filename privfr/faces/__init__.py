@@ -1,0 +1,1 @@
+"""Faces: where they come from, networks and heads for them, and how recognition is judged."""
