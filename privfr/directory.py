@@ -35,16 +35,25 @@ class RunDirectory:
         self.root = Path(root)
 
     def claim(self) -> None:
-        """Make the directory. Raises `InputError` if it is in use or cannot be written."""
-        if self.root.is_dir() and any(self.root.iterdir()):
-            hint = f", or go on with --resume {self.root}" if (self.root / "report.json").exists() else ""
-            raise InputError(f"{self.root}: not an empty folder; give a new one{hint}")
+        """Make the directory. Raises `InputError` if it is in use or cannot be written.
+
+        What a start that was killed before it wrote its report has left behind is not in the way.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            held = {path.name for path in self.root.iterdir() if not path.name.endswith(TEMPORARY)}
         except OSError as error:
-            raise InputError(f"{self.root}: cannot be made ({error.strerror}); give another place") from None
+            raise InputError(f"{self.root}: cannot be used ({error.strerror}); give another place") from None
+        if held - {"experiment.toml", "split.json"}:
+            hint = f", or go on with --resume {self.root}" if "report.json" in held else ""
+            raise InputError(f"{self.root}: not an empty folder; give a new one{hint}")
         if not os.access(self.root, os.W_OK):
             raise InputError(f"{self.root}: cannot be written to; give another place")
+
+    def forget(self, round: int) -> None:
+        """Remove the checkpoints of a round that a later one has replaced."""
+        for left in (self.model(f"round-{round}"), *self.root.glob(f"clients/*/round-{round}.safetensors")):
+            left.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what a kill left half written; no reader ever looks at it."""
@@ -131,7 +140,11 @@ class Checkpoint(msgspec.Struct, frozen=True):
 def recogniser_in(place: str | Path, name: str = "federated") -> Recogniser:
     """Load a model from a run directory, or from one checkpoint file."""
     place = Path(place)
-    if not place.is_dir():
+    try:
+        is_file = not place.is_dir()
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read ({error.strerror}); give a run directory") from None
+    if is_file:
         return Recogniser.load(place)
     directory = RunDirectory(place)
     path = directory.model(name)

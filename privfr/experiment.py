@@ -160,18 +160,20 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     baselines: tuple[Literal["individual", "centralised"], ...] = ()
 
     def digest(self) -> bytes:
-        """BLAKE2b-256 of what members must agree on: all but where and how parallel it runs."""
+        """BLAKE2b-256 of what the members of a run agree on: all but the engine and the baselines."""
         agreed = msgspec.structs.replace(self, engine=Engine(), baselines=())
         return hashlib.blake2b(msgspec.json.encode(agreed), digest_size=32).digest()
 
     def resolved(self) -> Experiment:
         """Fill in what 0 leaves to the machine, so that the tree says what was really run.
 
-        Raises `InputError` for a threshold above the number of clients.
+        Raises `InputError` for a threshold of 1, or above the number of clients.
         """
         cores = os.cpu_count() or 1
         clients = self.data.clients
         engine, federation = self.engine, self.federation
+        if federation.threshold == 1:
+            raise InputError("federation.threshold: 1 would hand out a single client's update; at least 2")
         if federation.threshold > clients:
             raise InputError(f"federation.threshold: {federation.threshold} for {clients} clients; lower it")
         return msgspec.structs.replace(

@@ -58,8 +58,8 @@ class Profile(msgspec.Struct):
 class Report(msgspec.Struct, kw_only=True):
     """One run. Verification figures are on test identities, whom nobody trained on.
 
-    server_learns, trust, discloses: what leaves the devices, in words.  eer: after each round, where it
-    was measured.  overhead: see `Profile`.  finished: False while rounds or baselines are missing.
+    server_learns, trust, discloses: what leaves the devices, in words.  eer: after each round.  overhead:
+    see `Profile`.  finished: False while rounds or baselines are missing.
     """
 
     run: str
@@ -107,7 +107,7 @@ class Event(msgspec.Struct, frozen=True, tag_field="event"):
 
 
 class Stage(Event, frozen=True, tag="stage"):
-    """A stage has come to `done` of `total` steps. loss: mean of the last step, NaN before the first."""
+    """A stage has come to `done` of `total` steps. loss: mean of the last step, None before the first."""
 
     name: str
     done: int

@@ -11,9 +11,8 @@ import platform
 import secrets
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -183,11 +182,11 @@ class _Run:
         found = Checkpoint.load(self._shared(done)) if done else None
         model = found.model if found else first_model(self._start(), momentum)
         coordinator, members = self._federation(model, done)
+        self.place.forget(done - 1)
         engine = self._engine(members)
         self._observe(Stage("federated", done, rounds))
-        with self._stopping():
-            while coordinator.round < rounds:
-                self._round(coordinator, engine, members)
+        while coordinator.round < rounds:
+            self._round(coordinator, engine, members)
         self.report.final = self._publish("federated", coordinator.model[: self.layout.size])
 
     def _individual(self) -> None:
@@ -200,15 +199,20 @@ class _Run:
             learner = self._learner(client, self.clients[client], self.experiment.training, rounds)
             model = self._alone("", learner, start, self.place.client(client) / "training.safetensors")
             own, curve, _ = self._judged(model)
-            own.save(self.place.client(client) / "individual.safetensors")
+            own.save(self.place.client(client) / "individual.safetensors", private=True)
             return curve.eer
 
         eer: list[float] = []
         self._observe(Stage("individual", 0, total))
-        with self._stopping(), ThreadPoolExecutor(self.experiment.engine.workers) as pool:
-            for value in pool.map(train, range(total)):
-                eer.append(value)
-                self._observe(Stage("individual", len(eer), total))
+        with ThreadPoolExecutor(self.experiment.engine.workers) as pool:
+            try:
+                for value in pool.map(train, range(total)):
+                    eer.append(value)
+                    self._observe(Stage("individual", len(eer), total))
+            except BaseException:
+                self._give_up()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         mean, spread = statistics.fmean(eer), statistics.pstdev(eer)
         self.report.individual = Individual(tuple(eer), mean, spread, min(eer), max(eer))
 
@@ -238,9 +242,7 @@ class _Run:
         self.report.rounds.append(outcome)
         self.report.eer.append(eer)
         self.place.commit(self.report)
-        self._shared(done - 1).unlink(missing_ok=True)
-        for client in members:
-            self._private(client, done - 1).unlink(missing_ok=True)
+        self.place.forget(done - 1)
         self._observe(RoundEnded(outcome, eer))
         self._observe(
             Stage("federated", done, self.experiment.federation.rounds, outcome.metrics.get("loss"))
@@ -266,7 +268,7 @@ class _Run:
                 config=experiment.digest(),
                 metrics=self.method.metrics,
                 entropy=secrets.token_bytes,
-                policy=Policy(min(2, len(roster)), min(2, federation.threshold), (self.backend.name,)),
+                policy=Policy(backends=(self.backend.name,)),
                 model=None if client in missed else model,
                 momentum=federation.momentum,
             )
@@ -295,7 +297,7 @@ class _Run:
     def _engine(self, members: dict[int, Member]) -> LocalEngine:
         wanted = self.experiment.engine
         dropouts = Dropouts(wanted.dropout, self.experiment.seed, wanted.phases)
-        return LocalEngine(members, wanted.workers, dropouts)
+        return LocalEngine(members, wanted.workers, dropouts, self._give_up)
 
     def _account(self, training: float, clients: float, server: float) -> None:
         profile = self.report.profile
@@ -352,14 +354,9 @@ class _Run:
                 self._observe(Stage(stage, round + 1, learner.rounds, update.metrics["loss"]))
         return model
 
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Have workers stop at their next step when this thread is interrupted, not at their end."""
-        try:
-            yield
-        except BaseException:
-            self._stop = True
-            raise
+    def _give_up(self) -> None:
+        """Have every training in a worker end at its next step."""
+        self._stop = True
 
     # Models and measures
 
@@ -384,7 +381,10 @@ class _Run:
         """Compare all pairs of test pictures: the recogniser with its thresholds, the ROC, the embeddings."""
         found = self._recogniser(model)
         embeddings = found.embed(self.test.images)
-        curve = all_pairs_roc(embeddings, self.test.labels)
+        try:
+            curve = all_pairs_roc(embeddings, self.test.labels)
+        except InputError as error:  # an embedding that is zero or not a number
+            raise InputError(f"the model has diverged ({error}); lower training.learning_rate") from None
         found.thresholds = {far: curve.threshold_at(float(far)) for far in curve.tar_at_far_table()}
         return found, curve, embeddings
 

@@ -28,7 +28,7 @@ __all__ = ["Aggregate", "Layout", "Update", "Vector", "digest", "from_bytes", "m
 Vector = NDArray[np.float32]
 
 # Norms no honest vector comes near. Ten thousand summands at the one stay within the other, and the square
-# of that within float32, so that no client can make the sum of the others unreadable.
+# of that within float32, so that no client can make the sum anything but finite.
 LARGEST_SUMMAND = 1e15
 LARGEST_SUM = 1e19
 
@@ -133,8 +133,12 @@ def mean_of_sum(total: Vector, count: int, metrics: tuple[str, ...]) -> Aggregat
     if not (math.isfinite(weight) and weight > 0):
         raise BadFrame(f"the sum holds a total weight of {weight}")
     head = 1 + len(metrics)
+    with np.errstate(over="ignore"):
+        vector = total[head:] / np.float32(weight)
+    if not np.isfinite(vector).all():
+        raise BadFrame("the mean is not finite: the weights in the sum are next to nothing")
     means = {name: float(total[1 + i]) / weight for i, name in enumerate(metrics)}
-    return Aggregate(total[head:] / np.float32(weight), weight, count, means)
+    return Aggregate(vector, weight, count, means)
 
 
 def from_bytes(data: memoryview | bytes, size: int, norm: float = LARGEST_SUM) -> Vector:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from privfr.federation import RoundReport
     from privfr.report import Event, Report
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# No markup: a path such as "runs/[1]" is not a style.
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False)
 
 
 def json(value: Any) -> None:

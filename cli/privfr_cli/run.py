@@ -108,7 +108,10 @@ def _run(
                 return privfr.resume(directory, watch), directory
             return privfr.run(experiment, directory, watch), directory
     except KeyboardInterrupt:
-        render.note(f"\ninterrupted; go on with: privfr run --resume {directory}")
+        begun = (directory / "report.json").exists()
+        render.note(
+            f"\ninterrupted; go on with: privfr run --resume {directory}" if begun else "\ninterrupted"
+        )
         raise typer.Exit(130) from None
 
 

@@ -54,14 +54,15 @@ class Dropouts:
 class LocalEngine:
     """Carries frames to members in this process; `exchange` is the engine.
 
-    workers: threads that serve clients at once.  heard(client, phase): called when a client has answered.
-    seconds: wall seconds spent inside members, all threads together.  refusals: why a member kept silent.
+    workers: threads that serve clients at once.  stop: called when an exchange is broken off, to tell members
+    at work to give up.  seconds: wall seconds spent inside members, all threads together.  refusals: why a
+    member kept silent.
     """
 
     members: Mapping[ClientId, Member]
     workers: int = 1
     dropouts: Dropouts = Dropouts(0.0)
-    heard: Callable[[ClientId, str], None] = lambda client, phase: None
+    stop: Callable[[], None] = lambda: None
     seconds: float = 0.0
     refusals: list[tuple[ClientId, str]] = field(default_factory=list)
     _round: int = 0
@@ -80,19 +81,22 @@ class LocalEngine:
 
     def _in_parallel(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | None]]:
         waiting: deque[tuple[ClientId, Future[bytes | None]]] = deque()
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="client") as pool:
-            try:
-                for client, frame in outbox.items():
-                    waiting.append((client, pool.submit(self._serve, client, frame)))
-                    # A bounded window, so that a slow server does not pile up answers in memory.
-                    if len(waiting) > 2 * self.workers:
-                        first, future = waiting.popleft()
-                        yield first, future.result()
-                while waiting:
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="client")
+        try:
+            for client, frame in outbox.items():
+                waiting.append((client, pool.submit(self._serve, client, frame)))
+                # A bounded window, so that a slow server does not pile up answers in memory.
+                if len(waiting) > 2 * self.workers:
                     first, future = waiting.popleft()
                     yield first, future.result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        except BaseException:
+            self.stop()  # before the pool is waited for, or a Ctrl-C would wait for whole trainings
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _serve(self, client: ClientId, frame: bytes) -> bytes | None:
         phase = kind(frame)
@@ -110,5 +114,4 @@ class LocalEngine:
         finally:
             with self._lock:
                 self.seconds += time.perf_counter() - started
-        self.heard(client, phase)
         return None if lost else answer

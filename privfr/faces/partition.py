@@ -87,7 +87,7 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     def save(self, path: str | Path) -> None:
         """Write as JSON. Raises InputError if the file cannot be written."""
-        write_atomic(Path(path), msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+        write_atomic(Path(path), msgspec.json.format(msgspec.json.encode(self)) + b"\n", private=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Split:

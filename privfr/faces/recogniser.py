@@ -90,11 +90,14 @@ class Recogniser:
             for name, tensor in self.network.state_dict().items():
                 tensor.copy_(torch.tensor(tensors[name]))
 
-    def save(self, path: str | Path) -> None:
-        """Write as safetensors, atomically. Raises `InputError` where the path cannot be written."""
+    def save(self, path: str | Path, *, private: bool = False) -> None:
+        """Write as safetensors, atomically. private: readable by its owner alone.
+
+        Raises `InputError` where the path cannot be written.
+        """
         facts = {"backbone": self.backbone, "size": self.size, "dim": self.dim}
         metadata = {"privfr": json.dumps(facts | {"thresholds": self.thresholds, "about": self.about})}
-        write_atomic(Path(path), safetensors.numpy.save(self.tensors(), metadata))
+        write_atomic(Path(path), safetensors.numpy.save(self.tensors(), metadata), private=private)
 
     @classmethod
     def load(cls, path: str | Path) -> Recogniser:
