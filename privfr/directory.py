@@ -43,7 +43,7 @@ class RunDirectory:
             self.root.mkdir(parents=True, exist_ok=True)
             held = {path.name for path in self.root.iterdir() if not path.name.endswith(TEMPORARY)}
         except OSError as error:
-            raise InputError(f"{self.root}: cannot be used ({error.strerror}); give another place") from None
+            raise InputError(f"{self.root}: cannot be made ({error.strerror}); give another place") from None
         if held - {"experiment.toml", "split.json"}:
             hint = f", or go on with --resume {self.root}" if "report.json" in held else ""
             raise InputError(f"{self.root}: not an empty folder; give a new one{hint}")

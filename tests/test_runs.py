@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -331,3 +333,49 @@ def test_training_teaches(people: Path, tmp_path: Path) -> None:
     losses = [round.metrics["loss"] for round in report.rounds]
     assert losses[-1] < losses[0]
     assert report.overhead == report.profile.overhead > 0
+
+
+# Ctrl-C, and what a start that was killed leaves behind
+
+
+@pytest.mark.parametrize("stage", ["federated", "individual"])
+def test_ctrl_c_ends_clients_at_their_next_step(stage: str, people: Path, tmp_path: Path) -> None:
+    """Not at the end of their training: that may be minutes away."""
+    steps: list[tuple[int, int]] = []
+    reached = False
+
+    def observe(event: Event) -> None:
+        nonlocal reached
+        reached = reached or (isinstance(event, Stage) and event.name == stage)
+        if reached and isinstance(event, ClientTrained):
+            steps.append((event.done, event.total))
+            if len(steps) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    epochs = 400 if stage == "federated" else 60
+    wanted = experiment(
+        people, training__epochs=epochs, engine__workers=2, federation__rounds=1, baselines=["individual"]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, tmp_path / "run", observe)
+    assert all(done < total / 2 for done, total in steps), steps[-1]
+
+
+def test_a_start_that_was_killed_is_not_in_the_way(people: Path, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "experiment.toml").write_text("seed = 1")
+    (place / ".split.json.abc.part").write_text("{")
+    assert run(experiment(people), place).finished
+    with pytest.raises(InputError, match="--resume"):
+        run(experiment(people), place)
+
+
+def test_what_names_people_is_readable_by_its_owner_alone(whole: tuple[Path, Report]) -> None:
+    for name in ("split.json", "clients/0000/individual.safetensors"):
+        assert (whole[0] / name).stat().st_mode & 0o077 == 0, name
+
+
+def test_a_threshold_of_one_is_refused(people: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="threshold: 1"):
+        run(experiment(people, federation__threshold=1), tmp_path / "run")
