@@ -262,6 +262,7 @@ class ServerSession:
         """
         for client, frame in inbox:
             self.absorb(client, frame)
+            del frame  # before the next is received: at most one is in memory
         return self.close()
 
     def absorb(self, client: ClientId, frame: Frame) -> bool:

@@ -23,14 +23,22 @@ from numpy.typing import NDArray
 
 from privfr.errors import BadFrame, LocalProtocolError
 
-__all__ = ["Aggregate", "Layout", "Update", "Vector", "digest", "from_bytes", "mean_of_sum"]
+__all__ = [
+    "Aggregate",
+    "Layout",
+    "Update",
+    "Vector",
+    "digest",
+    "from_bytes",
+    "is_readable",
+    "mean_of_sum",
+    "view",
+]
 
 Vector = NDArray[np.float32]
 
-# Norms no honest vector comes near. Ten thousand summands at the one stay within the other, and the square
-# of that within float32, so that no client can make the sum anything but finite.
-LARGEST_SUMMAND = 1e15
-LARGEST_SUM = 1e19
+# A norm no honest sum comes near, and whose square float32 still holds: up to here a sum stays readable.
+LARGEST_NORM = 1e19
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -141,19 +149,27 @@ def mean_of_sum(total: Vector, count: int, metrics: tuple[str, ...]) -> Aggregat
     return Aggregate(vector, weight, count, means)
 
 
-def from_bytes(data: memoryview | bytes, size: int, norm: float = LARGEST_SUM) -> Vector:
-    """View little-endian float32 bytes as a vector [size]; nothing is copied.
-
-    Raises `BadFrame` for another length, for numbers that are not finite, and for a vector whose
-    Euclidean norm is above `norm`: one such number would spoil the sum for everybody.
-    """
+def view(data: memoryview | bytes, size: int) -> Vector:
+    """View little-endian float32 bytes as a vector [size]. Raises `BadFrame` for another length."""
     if len(data) != 4 * size:
         raise BadFrame(f"{len(data)} bytes where {4 * size} belong ({size} numbers)")
-    vector = np.frombuffer(data, np.dtype("<f4"))
+    return np.frombuffer(data, np.dtype("<f4"))
+
+
+def is_readable(vector: Vector) -> bool:
+    """Whether every number is finite and the norm at most `LARGEST_NORM`: one pass, no temporary."""
     with np.errstate(all="ignore"):
-        # One pass and no temporary: a dot product is finite only if every term is.
-        if not np.dot(vector, vector) <= np.float32(norm) * np.float32(norm):
-            raise BadFrame("the vector holds a number that is not finite, or absurdly large")
+        return bool(np.dot(vector, vector) <= np.float32(LARGEST_NORM) * np.float32(LARGEST_NORM))
+
+
+def from_bytes(data: memoryview | bytes, size: int) -> Vector:
+    """View little-endian float32 bytes as a vector [size]; nothing is copied.
+
+    Raises `BadFrame` for another length, and for numbers that are not finite or absurdly large.
+    """
+    vector = view(data, size)
+    if not is_readable(vector):
+        raise BadFrame("the vector holds a number that is not finite, or absurdly large")
     return vector
 
 

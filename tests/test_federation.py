@@ -25,7 +25,7 @@ from privfr.backends import BACKENDS
 from privfr.errors import LocalProtocolError, PolicyRefused, PrivfrError, RemoteProtocolError, WrongPhase
 from privfr.federation import Coordinator, Policy, RoundReport, first_model, run_round
 from privfr.protocol import Ack, Begin, ClientId, Result, RoundSpec, Sealed
-from privfr.vector import LARGEST_SUMMAND, Update, Vector, digest
+from privfr.vector import LARGEST_NORM, Update, Vector, digest
 from privfr.wire import Frame, decode, encode
 
 EMPTY = memoryview(b"")
@@ -446,7 +446,7 @@ class Extreme(WholeLearner):
 
 
 @pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("number", [0.999 * LARGEST_SUMMAND, 1.5e19, 3e38, float("inf"), float("nan")])
+@pytest.mark.parametrize("number", [0.999 * LARGEST_NORM, 1.5e19, 3e38, float("inf"), float("nan")])
 def test_colluding_clients_cannot_end_the_run(name: str, number: float) -> None:
     """Summands that pass one by one must not void the sum; at worst a round fails, by its report."""
     found = federation(name)

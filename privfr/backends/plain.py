@@ -1,7 +1,7 @@
 """Backend `plain`: the server adds up the summands in clear. The reference, not a protection.
 
-One phase. Each client sends its summand as float32; the server adds it in place as it arrives, so that
-its memory is one vector whatever the number of clients. Order matters to the last bit of a float32
+One phase. Each client sends its summand as float32; the server adds it as it arrives, so that its memory is
+two vectors whatever the number of clients. Order matters to the last bit of a float32
 sum, so engines hand answers over in the outbox's order.
 """
 
@@ -25,7 +25,7 @@ from privfr.protocol import (
     Sealed,
     ServerStep,
 )
-from privfr.vector import LARGEST_SUMMAND, Aggregate, Update, Vector, from_bytes, mean_of_sum
+from privfr.vector import Aggregate, Update, Vector, from_bytes, is_readable, mean_of_sum, view
 from privfr.wire import Message, register
 
 __all__ = ["PLAIN", "ClientState", "Summand"]
@@ -56,11 +56,12 @@ class ClientState(msgspec.Struct, frozen=True):
 
 @dataclass(repr=False)
 class ServerState:
-    """The running sum and whose summands are in it."""
+    """The running sum, a second buffer of its size, and whose summands are in the sum."""
 
     spec: RoundSpec
     context: bytes
     total: Vector
+    spare: Vector
     survivors: list[ClientId]
 
 
@@ -81,17 +82,26 @@ def contribute(state: ClientState, begin: Begin, entropy: Entropy) -> tuple[Clie
 
 def server_state(spec: RoundSpec, keyring: None = None) -> ServerState:
     """Begin a round with an empty sum."""
-    return ServerState(spec, spec.context(), np.zeros(spec.length, np.float32), [])
+    total, spare = np.zeros(spec.length, np.float32), np.empty(spec.length, np.float32)
+    return ServerState(spec, spec.context(), total, spare, [])
 
 
 def absorb(state: ServerState, client: ClientId, answer: Summand) -> ServerState:
-    """Add one summand in place."""
+    """Add one summand; the sum it would make is looked at before it becomes the sum.
+
+    Adding into the spare buffer and checking that, hot in cache, costs less than checking the summand
+    first, and what one bad number would have spoilt is still there.
+    """
     if answer.context != state.context:
         raise WrongPhase("a summand of another round or run")
-    summand = from_bytes(answer.bulk, state.spec.length, LARGEST_SUMMAND)
+    summand = view(answer.bulk, state.spec.length)
     if not summand[0] > 0:
         raise BadFrame("a summand without a weight above 0")
-    state.total += summand
+    with np.errstate(all="ignore"):
+        np.add(state.total, summand, out=state.spare)
+    if not is_readable(state.spare):
+        raise BadFrame("a summand with a number that is not finite, or absurdly large")
+    state.total, state.spare = state.spare, state.total
     state.survivors.append(client)
     return state
 
