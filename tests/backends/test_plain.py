@@ -13,7 +13,7 @@ from privfr.vector import LARGEST_NORM
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 3e38, 1.01 * LARGEST_NORM])
 def test_a_refused_summand_leaves_the_sum_as_it_was(number: float) -> None:
-    spec = spec_of("plain", (0, 1, 2), 1)
+    spec = spec_of(plain.PLAIN, (0, 1, 2), 1)
     state = plain.server_state(spec)
     good = np.arange(1, spec.length + 1, dtype="<f4")
     state = plain.absorb(state, 0, plain.Summand(spec.context(), memoryview(good.tobytes())))
