@@ -356,8 +356,13 @@ def test_ctrl_c_ends_clients_at_their_next_step(stage: str, people: Path, tmp_pa
     wanted = experiment(
         people, training__epochs=epochs, engine__workers=2, federation__rounds=1, baselines=["individual"]
     )
-    with pytest.raises(KeyboardInterrupt):
-        run(wanted, tmp_path / "run", observe)
+    # A shell starts background jobs with Ctrl-C ignored, and the tests may be one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(wanted, tmp_path / "run", observe)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert all(done < total / 2 for done, total in steps), steps[-1]
 
 
