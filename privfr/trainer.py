@@ -187,8 +187,7 @@ class Learner:
         """Train from the shared vector, float32 [size]; gives the difference, weighed by pictures."""
         if self.training.device != "cuda":
             torch.set_num_threads(self.training.threads)
-        module = self._module()
-        self._load(module, model)
+        module = self._module(model)
         generator = _stream(self.seed, self.client, round)
 
         def rate(done: float) -> float:
@@ -205,10 +204,11 @@ class Learner:
         vector = shared_vector(module, self.method, self.layout) - model
         return Update(vector, float(len(self.faces)), {"loss": loss})
 
-    def _module(self) -> nn.Module:
-        """Take this worker's module of the right shape, with every tensor as on the first day.
+    def _module(self, model: Vector) -> nn.Module:
+        """Take this worker's module of the right shape, and make it this client's at the round's start.
 
-        Nothing of the client served before may linger in it (the released FedFace code forgets this).
+        Every tensor is set, from the model, the private ones or the first day's: nothing of the client served
+        before may linger (the released FedFace code forgets this).
         """
         device = device_of(self.training.device)
         key = (self.method, len(self.faces.names), self.seed, device)
@@ -218,13 +218,10 @@ class Learner:
             _workspace.initial = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
             _workspace.key = key
         module: nn.Module = _workspace.module
-        module.load_state_dict(_workspace.initial)
-        return module
-
-    def _load(self, module: nn.Module, model: Vector) -> None:
-        tensors = {name: torch.from_numpy(array) for name, array in self.layout.restore(model).items()}
-        module.load_state_dict({**module.state_dict(), **tensors, **self.private})
+        shared = {name: torch.from_numpy(array) for name, array in self.layout.restore(model).items()}
+        module.load_state_dict({**_workspace.initial, **shared, **self.private})
         self.method.start(module, self.faces, not self.private)
+        return module
 
     def save(self) -> bytes:
         """Private tensors as safetensors."""
