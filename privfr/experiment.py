@@ -20,10 +20,12 @@ import tomli_w
 from privfr.errors import InputError
 
 __all__ = [
+    "Coding",
     "Data",
     "Engine",
     "Experiment",
     "Federation",
+    "Masking",
     "Method",
     "Model",
     "Pretraining",
@@ -119,13 +121,44 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     warmup: Share = 0.3
 
 
+class Coding(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Updates as whole numbers, which every backend that hides them adds up. See `privfr.coding`.
+
+    bits: precision of one client's number, sign included, 2 to 24; 0 for what the backend needs: 16, or
+    float32 for those that add up in clear.  clip: largest |change| of a weight in a round that is not
+    clipped.  max_weight: a client's pictures above this do not count; 0 for the most that any client has,
+    which tells everybody that number.  rounding: "stochastic" is unbiased and coarser.  rotate: flatten
+    outliers with a random rotation, so that a smaller clip will do.
+    """
+
+    bits: Annotated[int, msgspec.Meta(ge=0, le=24)] = 0
+    clip: Annotated[float, msgspec.Meta(ge=1e-9, le=1e9)] = 0.25
+    max_weight: Annotated[int, msgspec.Meta(ge=0, le=2**32)] = 0
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    rotate: bool = False
+
+
+class Masking(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What backend `masking` promises, from which its graph follows. See docs/threat-model.md.
+
+    corruption: share of the clients that may collude with the server.  dropout: share that may be lost in a
+    round.  neighbours, shares: raw numbers instead, refused where they break the promise; 0 to derive them.
+    """
+
+    corruption: Share = 0.05
+    dropout: Share = 0.05
+    neighbours: Count = 0
+    shares: Count = 0
+
+
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The federation. rounds: how many.  threshold: fewest survivors for an aggregate, 0 for two thirds.
+    """The federation. rounds: how many.  threshold: fewest survivors for an aggregate, 0 for two thirds or
+    what the backend needs.
     momentum: share of the last step that the next one repeats (FedAvgM), 0 for plain FedAvg.
     """
 
     rounds: Positive = 20
-    backend: str = "plain"
+    backend: str = "masking"
     threshold: Count = 0
     momentum: Share = 0.6
 
@@ -156,6 +189,8 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     training: Training = Training()
     pretraining: Pretraining = Pretraining()
     federation: Federation = Federation()
+    coding: Coding = Coding()
+    masking: Masking = Masking()
     engine: Engine = Engine()
     baselines: tuple[Literal["individual", "centralised"], ...] = ()
 
@@ -164,9 +199,14 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         agreed = msgspec.structs.replace(self, engine=Engine(), baselines=())
         return hashlib.blake2b(msgspec.json.encode(agreed), digest_size=32).digest()
 
-    def resolved(self) -> Experiment:
+    def options(self, table: str) -> dict[str, Any]:
+        """Give a backend's own table; empty for a backend without one."""
+        return msgspec.structs.asdict(getattr(self, table)) if table else {}
+
+    def resolved(self, fewest: int = 2, bits: int = 0) -> Experiment:
         """Fill in what 0 leaves to the machine, so that the tree says what was really run.
 
+        fewest: lowest threshold that the backend can keep.  bits: what the backend needs of a coding.
         Raises `InputError` for a threshold of 1, or above the number of clients.
         """
         cores = os.cpu_count() or 1
@@ -182,8 +222,9 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
                 engine, workers=min(engine.workers or cores, clients), cores=engine.cores or cores
             ),
             federation=msgspec.structs.replace(
-                federation, threshold=federation.threshold or max(2, -(-2 * clients // 3))
+                federation, threshold=federation.threshold or max(2, fewest, -(-2 * clients // 3))
             ),
+            coding=msgspec.structs.replace(self.coding, bits=self.coding.bits or bits),
         )
 
     def to_toml(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -62,7 +62,11 @@ Exchange = Callable[[Mapping[ClientId, bytes]], Iterable[tuple[ClientId, Frame]]
 
 
 class PhaseReport(msgspec.Struct):
-    """One phase of a round, as the server saw it: messages and bytes each way, and its own seconds."""
+    """One phase of a round: messages and bytes each way, wall seconds, and where they went.
+
+    server_seconds: wall seconds of the server's own work.  client_seconds: CPU seconds of all clients
+    together, training left out, as far as the engine knows them.
+    """
 
     phase: str
     messages_down: int = 0
@@ -71,6 +75,7 @@ class PhaseReport(msgspec.Struct):
     bytes_up: int = 0
     seconds: float = 0.0
     server_seconds: float = 0.0
+    client_seconds: float = 0.0
 
 
 class RoundReport(msgspec.Struct):
@@ -78,7 +83,9 @@ class RoundReport(msgspec.Struct):
 
     dropped: client -> phase in which it was lost.  faults: (client, what was refused).
     missed: clients not known to hold the model the round ended with; the next one sends it to them.
-    failed: why there is no aggregate, or empty.
+    failed: why there is no aggregate, or empty.  error: largest difference that integer coding can have made
+    to a number of the mean update, 0 for float32; it does not hold for the `saturated` clients that had a
+    number beyond `coding.clip`.
     """
 
     round: int
@@ -86,6 +93,8 @@ class RoundReport(msgspec.Struct):
     survivors: int = 0
     weight: float = 0.0
     metrics: dict[str, float] = {}
+    error: float = 0.0
+    saturated: int = 0
     seconds: float = 0.0
     server_seconds: float = 0.0
     bytes_up: int = 0
@@ -101,12 +110,16 @@ class Policy(msgspec.Struct, frozen=True):
     """A client's own floors; they win over anything the server says.
 
     minimum_clients: smallest roster, minimum_threshold: fewest survivors, for which it takes part.
-    backends: names it accepts; empty for any it was given.
+    backends: names it accepts; empty for any it was given.  roster: the clients it accepts to be summed with,
+    no more and no fewer; empty for any.  maximum_weight: what its own weight is lowered to, 0 for no limit:
+    a weight says how many pictures it has, and pulls the mean towards them.
     """
 
     minimum_clients: int = 2
     minimum_threshold: int = 2
     backends: tuple[str, ...] = ()
+    roster: tuple[ClientId, ...] = ()
+    maximum_weight: float = 0.0
 
     def check(self, spec: RoundSpec) -> None:
         """Raise `PolicyRefused` for a round below a floor."""
@@ -122,6 +135,14 @@ class Policy(msgspec.Struct, frozen=True):
             raise PolicyRefused(
                 f"backend {spec.backend!r}, and this client accepts {', '.join(self.backends)}"
             )
+        if self.roster and spec.clients != self.roster:
+            raise PolicyRefused("a roster that is not the one this client accepts")
+
+    def limited(self, update: Update) -> Update:
+        """Lower an update's weight to this client's own limit."""
+        if not self.maximum_weight or update.weight <= self.maximum_weight:
+            return update
+        return replace(update, weight=self.maximum_weight)
 
 
 class Learner(Protocol):
@@ -152,7 +173,8 @@ class Member:
 
     It checks the server's proposal against its own policy and experiment first, then trains, then goes
     through the backend's phases, and applies the round's result. keyring: what the backend provisioned.
-    model: float32 [size], or None to be sent it with the first round; with momentum as `apply` says.
+    parameters: the backend's, as this client worked them out itself.  model: float32 [size], or None to be
+    sent it with the first round; with momentum as `apply` says.  learn_seconds: CPU seconds spent training.
     """
 
     client: ClientId
@@ -163,6 +185,7 @@ class Member:
     config: bytes
     metrics: tuple[str, ...]
     entropy: Entropy
+    parameters: bytes = b""
     policy: Policy = field(default_factory=Policy)
     model: Vector | None = None
     momentum: float = 0.0
@@ -188,10 +211,11 @@ class Member:
     def _begin(self, frame: Frame) -> bytes:
         begin = decode(frame, Begin)
         model = self._check(begin)
-        started = time.perf_counter()
+        started = time.thread_time()
         update = self.learner.learn(model[: begin.spec.size], begin.spec.round)
-        self.learn_seconds += time.perf_counter() - started
-        state = self.backend.client_state(begin.spec, self.client, update, self.keyring)
+        self.learn_seconds += time.thread_time() - started
+        update = self.policy.limited(update)
+        state = self.backend.client_state(begin.spec, self.client, update, self.keyring, self.entropy)
         session = ClientSession(self.backend, state, self.entropy)
         answer = session.receive(encode(Begin(begin.spec, memoryview(b""))))
         self.model, self._spec, self._session = model, begin.spec, session
@@ -207,6 +231,7 @@ class Member:
             "layout": self.layout,
             "config": self.config,
             "metrics": self.metrics,
+            "parameters": self.parameters,
         }
         for name, value in expected.items():
             if getattr(spec, name) != value:
@@ -289,7 +314,8 @@ class Coordinator:
     """The server of a run. It keeps the model where the backend lets it open the sum, else None.
 
     keyring: what the backend provisioned for the server.  roster: all clients, ascending.
-    threshold: fewest survivors of a round.  current: clients known to hold the model.
+    threshold: fewest survivors of a round.  parameters: the backend's, as its `plan` gives them.
+    current: clients known to hold the model.
     """
 
     run: bytes
@@ -301,6 +327,7 @@ class Coordinator:
     config: bytes
     metrics: tuple[str, ...]
     model: Vector
+    parameters: bytes = b""
     momentum: float = 0.0
     round: int = 0
     current: set[ClientId] = field(default_factory=set)
@@ -355,6 +382,7 @@ class Coordinator:
             layout=self.layout,
             model=digest(self.model),
             config=self.config,
+            parameters=self.parameters,
         )
 
     @property
@@ -372,6 +400,7 @@ class Coordinator:
         self.model = apply(self.model, aggregate, self.momentum)
         self.report.survivors, self.report.weight = aggregate.count, aggregate.weight
         self.report.metrics = dict(aggregate.metrics)
+        self.report.error, self.report.saturated = aggregate.error, aggregate.saturated
         frame = encode(Result(spec.context(), memoryview(encode(sealed))))
         return dict.fromkeys(self.roster, frame)
 
@@ -399,17 +428,23 @@ class Coordinator:
         self.round += 1
 
 
-def run_round(exchange: Exchange, coordinator: Coordinator) -> RoundReport:
-    """Run one round to its end; gives its report, with bytes and seconds by phase."""
+def run_round(
+    exchange: Exchange, coordinator: Coordinator, spent: Callable[[], float] = lambda: 0.0
+) -> RoundReport:
+    """Run one round to its end; gives its report, with bytes and seconds by phase.
+
+    spent: gives the CPU seconds that clients have used so far, where the engine can know them.
+    """
     started, outbox, phases = time.perf_counter(), coordinator.open(), []
     opening = time.perf_counter() - started
     while outbox:
         phase = PhaseReport(coordinator.phase, len(outbox), bytes_down=sum(map(len, outbox.values())))
-        phase_started = time.perf_counter()
+        phase_started, spent_before = time.perf_counter(), spent()
         meter = _Meter(exchange(outbox), phase)
         outbox = coordinator.turn(meter)
         phase.seconds = time.perf_counter() - phase_started
         phase.server_seconds = phase.seconds - meter.waited
+        phase.client_seconds = spent() - spent_before
         phases.append(phase)
     report = coordinator.report
     report.phases = phases

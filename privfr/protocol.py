@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from privfr.coding import Coding
 from privfr.errors import (
     BadFrame,
     Duplicate,
@@ -87,6 +88,7 @@ class RoundSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     layout: bytes
     model: bytes
     config: bytes
+    parameters: bytes
 
     @property
     def length(self) -> int:
@@ -171,9 +173,13 @@ class Backend:
 
     server_learns: "updates" (each client's), "sum" (only the aggregate) or "nothing".
     trust: one sentence for reports: who must be trusted with what.
+    table: name of its own table in the experiment, empty for none.  integers: whether it adds up whole
+    numbers only.
+    plan: clients, threshold, coding (None for float32), the backend's own table of the experiment -> the
+    `RoundSpec.parameters` of a run.  fewest: clients, that table -> the lowest threshold it can keep.
     provision: clients, entropy -> the server's keyring and each client's, as an operator would hand
-    them out beforehand.  client_state: spec, client, update, keyring -> state (a msgspec Struct, so
-    that it can be saved).  server_state: spec, keyring -> state.  open: spec, sealed, keyring -> mean.
+    them out beforehand.  client_state: spec, client, update, keyring, entropy -> state (a msgspec
+    Struct, so that it can be saved).  server_state: spec, keyring -> state.  open: spec, sealed, keyring -> mean.
     """
 
     name: str
@@ -181,11 +187,15 @@ class Backend:
     trust: str
     client_steps: tuple[ClientStep, ...]
     server_steps: tuple[ServerStep, ...]
+    plan: Callable[[int, int, Coding | None, Mapping[str, Any]], bytes]
+    fewest: Callable[[int, Mapping[str, Any]], int]
     provision: Callable[[tuple[ClientId, ...], Entropy], tuple[Any, dict[ClientId, Any]]]
     client_state_type: type[msgspec.Struct]
-    client_state: Callable[[RoundSpec, ClientId, Update, Any], msgspec.Struct]
+    client_state: Callable[[RoundSpec, ClientId, Update, Any, Entropy], msgspec.Struct]
     server_state: Callable[[RoundSpec, Any], Any]
     open: Callable[[RoundSpec, Sealed, Any], Aggregate]
+    table: str = ""
+    integers: bool = False
 
 
 class _SavedSession(msgspec.Struct, frozen=True, array_like=True):

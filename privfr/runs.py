@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from privfr.backends import backend as backend_named
+from privfr.coding import Coding
 from privfr.directory import Checkpoint, RunDirectory
 from privfr.engines.local import Dropouts, LocalEngine
 from privfr.errors import InputError
@@ -61,11 +62,12 @@ def run(experiment: Experiment, directory: str | Path, observe: Observer = lambd
 
     Raises `InputError` for data or settings that cannot be used, and for a directory already in use.
     """
-    place, experiment = RunDirectory(directory), experiment.resolved()
+    place, experiment = RunDirectory(directory), _resolved(experiment)
     _check(experiment)
     place.claim()
     faces = _load(experiment, observe)
     parts = _split(faces, experiment)
+    experiment = _weighed(experiment, faces, parts)
     new = _Run(experiment, place, faces, parts, observe)
     place.begin(experiment, parts, new.report)
     return new.execute()
@@ -88,12 +90,43 @@ def resume(directory: str | Path, observe: Observer = lambda event: None) -> Rep
     return old.execute()
 
 
+_BITS = 16  # of a coding, where the backend needs one and the experiment does not say
+
+
+def _resolved(experiment: Experiment) -> Experiment:
+    backend, clients = backend_named(experiment.federation.backend), experiment.data.clients
+    fewest = backend.fewest(clients, experiment.options(backend.table))
+    return experiment.resolved(fewest, _BITS if backend.integers else 0)
+
+
+def _weighed(experiment: Experiment, faces: Faces, parts: Split) -> Experiment:
+    """Fill in the largest weight, once it is known who has how many pictures."""
+    if experiment.coding.max_weight or not experiment.coding.bits:
+        return experiment
+    most = max(len(parts.faces_of(faces, client)) for client in range(len(parts.clients)))
+    return msgspec.structs.replace(
+        experiment, coding=msgspec.structs.replace(experiment.coding, max_weight=most)
+    )
+
+
+def _parameters(experiment: Experiment) -> bytes:
+    """The backend's parameters, which server and clients each work out from the experiment."""
+    backend, wanted = backend_named(experiment.federation.backend), experiment.coding
+    coding = None
+    if wanted.bits:
+        coding = Coding(wanted.clip, wanted.bits, wanted.max_weight or 1, wanted.rounding, wanted.rotate)
+    return backend.plan(
+        experiment.data.clients, experiment.federation.threshold, coding, experiment.options(backend.table)
+    )
+
+
 def _check(experiment: Experiment) -> None:
     """Refuse at once what would else fail after minutes of loading or training."""
     device_of(experiment.training.device)
     method_of(experiment).build(1, 0)
     if experiment.pretraining.epochs and not experiment.data.public:
         raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
+    _parameters(experiment)
     steps = backend_named(experiment.federation.backend).client_steps
     kinds = {str(step.expects.__struct_config__.tag) for step in steps} | {"result"}
     if unknown := set(experiment.engine.phases) - kinds:
@@ -228,7 +261,10 @@ class _Run:
 
     def _round(self, coordinator: Coordinator, engine: LocalEngine, members: dict[int, Member]) -> None:
         inside, trained = engine.seconds, sum(member.learn_seconds for member in members.values())
-        outcome = run_round(engine.exchange, coordinator)
+        def spent() -> float:
+            return engine.seconds - sum(member.learn_seconds for member in members.values())
+
+        outcome = run_round(engine.exchange, coordinator, spent)
         trained = sum(member.learn_seconds for member in members.values()) - trained
         self._account(trained, engine.seconds - inside - trained, outcome.server_seconds)
         outcome.faults = [*outcome.faults, *engine.refusals]
@@ -254,6 +290,7 @@ class _Run:
         federation = experiment.federation
         keyring, keyrings = self.backend.provision(roster, secrets.token_bytes)
         missed = set(self.report.rounds[-1].missed if done else roster)
+        parameters = _parameters(experiment)
         members = {}
         for client in roster:
             learner = self._learner(client, self.clients[client], experiment.training, federation.rounds)
@@ -268,7 +305,8 @@ class _Run:
                 config=experiment.digest(),
                 metrics=self.method.metrics,
                 entropy=secrets.token_bytes,
-                policy=Policy(backends=(self.backend.name,)),
+                parameters=parameters,
+                policy=Policy(backends=(self.backend.name,), roster=roster),
                 model=None if client in missed else model,
                 momentum=federation.momentum,
             )
@@ -282,6 +320,7 @@ class _Run:
             config=experiment.digest(),
             metrics=self.method.metrics,
             model=model,
+            parameters=parameters,
             momentum=federation.momentum,
             round=done,
             current=set(roster) - missed,

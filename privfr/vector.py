@@ -127,12 +127,16 @@ class Aggregate:
     """What a round gives: the weighted mean over its survivors.
 
     vector: float32 [size].  weight: sum of weights.  count: survivors.  metrics: weighted means.
+    error: most a coordinate differs from the exact mean, 0 where the sum was not rounded to integers;
+    holds if nothing saturated.  saturated: clients whose update had to be clipped to fit.
     """
 
     vector: Vector
     weight: float
     count: int
     metrics: Mapping[str, float]
+    error: float = 0.0
+    saturated: int = 0
 
 
 def mean_of_sum(total: Vector, count: int, metrics: tuple[str, ...]) -> Aggregate:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from privfr.backends import backend as backend_named
+from privfr.coding import Coding
 from privfr.errors import RemoteProtocolError
 from privfr.federation import Coordinator, Member, Policy
 from privfr.protocol import Backend, Begin, ClientId, ClientSession, RoundSpec, ServerSession
@@ -42,11 +43,27 @@ class InsecureEntropy:
         return hashlib.shake_256(f"{self._seed} {self._drawn}".encode()).digest(n)
 
 
+# Whole updates fit; one step is about a ten-thousandth.
+CODING = Coding(clip=64.0, bits=20, max_weight=10)
+# No accomplices, so that as few as two clients can be promised anything.
+OPTIONS = {"corruption": 0.0, "dropout": 0.0, "neighbours": 0, "shares": 0}
+
+
+def planned(backend: Backend, clients: int, threshold: int) -> tuple[int, bytes]:
+    """Give the threshold, raised to what the backend can keep, and the backend's parameters."""
+    coding = CODING if backend.integers else None
+    if coding:
+        threshold = max(threshold, backend.fewest(clients, OPTIONS))
+    return threshold, backend.plan(clients, threshold, coding, OPTIONS)
+
+
 def spec_of(backend: Backend, clients: Iterable[ClientId], threshold: int = 2, **changes: Any) -> RoundSpec:
     """Spec of a round of `SIZE` numbers."""
+    roster = tuple(clients)
+    threshold, parameters = planned(backend, len(roster), threshold)
     spec = RoundSpec(
-        RUN, 0, backend.name, tuple(clients), threshold, METRICS, SIZE,
-        LAYOUT, digest(np.zeros(SIZE, np.float32)), CONFIG,
+        RUN, 0, backend.name, roster, threshold, METRICS, SIZE,
+        LAYOUT, digest(np.zeros(SIZE, np.float32)), CONFIG, parameters,
     )  # fmt: skip
     return msgspec.structs.replace(spec, **changes)
 
@@ -87,10 +104,11 @@ class RoundInHand:
 
     def session(self, client: ClientId, spec: RoundSpec | None = None) -> ClientSession:
         """Begin a client's session, in this round or (with its keys) in another."""
+        entropy = InsecureEntropy(1000 + client)
         state = self.backend.client_state(
-            spec or self.spec, client, self.updates[client], self.client_keys[client]
+            spec or self.spec, client, self.updates[client], self.client_keys[client], entropy
         )
-        return ClientSession(self.backend, state, InsecureEntropy(1000 + client))
+        return ClientSession(self.backend, state, entropy)
 
     def opening(self) -> dict[ClientId, bytes]:
         """Frames that open the round."""
@@ -184,7 +202,10 @@ def federation(name: str, n: int = 4, threshold: int = 2, seed: int = 0) -> Fede
     """Set up clients 1 to n and their coordinator on the backend `name`."""
     backend, clients = backend_named(name), tuple(range(1, n + 1))
     server_key, keys = backend.provision(clients, InsecureEntropy(seed))
+    threshold, parameters = planned(backend, n, threshold)
     coordinator = Coordinator(
-        RUN, backend, server_key, clients, threshold, LAYOUT, CONFIG, METRICS, np.zeros(SIZE, np.float32)
-    )
-    return Federation(coordinator, {c: member_of(backend, c, keys[c]) for c in clients})
+        RUN, backend, server_key, clients, threshold, LAYOUT, CONFIG, METRICS, np.zeros(SIZE, np.float32),
+        parameters,
+    )  # fmt: skip
+    members = {c: member_of(backend, c, keys[c], parameters=parameters) for c in clients}
+    return Federation(coordinator, members)

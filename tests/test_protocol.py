@@ -460,6 +460,7 @@ def test_a_context_depends_on_every_field() -> None:
     changes: dict[str, Any] = {
         "run": b"s" * 16, "round": 1, "backend": "other", "clients": (1, 2), "threshold": 3,
         "metrics": ("loss",), "size": 6, "layout": b"", "model": b"", "config": b"",
+        "parameters": b"other",
     }  # fmt: skip
     assert set(changes) == set(spec.__struct_fields__)
     contexts = {msgspec.structs.replace(spec, **{name: value}).context() for name, value in changes.items()}

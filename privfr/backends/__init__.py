@@ -14,6 +14,8 @@ __all__ = ["BACKENDS", "backend"]
 BACKENDS = {
     "plain": ("privfr.backends.plain", "PLAIN"),
     "trusted": ("privfr.backends.trusted", "TRUSTED"),
+    "masking": ("privfr.backends.masking", "MASKING"),
+    "masking-passive": ("privfr.backends.masking", "MASKING_PASSIVE"),
 }
 
 

@@ -55,7 +55,7 @@ class LocalEngine:
     """Carries frames to members in this process; `exchange` is the engine.
 
     workers: threads that serve clients at once.  stop: called when an exchange is broken off, to tell members
-    at work to give up.  seconds: wall seconds spent inside members, all threads together.  refusals: why a
+    at work to give up.  seconds: CPU seconds spent inside members, all threads together.  refusals: why a
     member kept silent.
     """
 
@@ -105,7 +105,7 @@ class LocalEngine:
         lost = self.dropouts.lost(self._round, phase, client)
         if lost == "request":
             return None
-        started = time.perf_counter()
+        started = time.thread_time()
         try:
             answer = self.members[client].receive(frame)
         except RemoteProtocolError as error:
@@ -113,5 +113,5 @@ class LocalEngine:
             return None
         finally:
             with self._lock:
-                self.seconds += time.perf_counter() - started
+                self.seconds += time.thread_time() - started
         return None if lost else answer

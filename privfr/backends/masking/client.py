@@ -1,0 +1,264 @@
+"""The client's side of a masking round. Section numbers are those of docs/spec/masking.md."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import msgspec
+import numpy as np
+from nacl.exceptions import CryptoError
+from nacl.public import PrivateKey
+from nacl.secret import SecretBox
+
+from privfr.backends.masking import graph, masks, shamir
+from privfr.backends.masking.messages import (
+    BOX_BYTES,
+    SHARE_BYTES,
+    Advert,
+    Advertise,
+    Consent,
+    Consents,
+    Entrusted,
+    KeyBook,
+    Masked,
+    Reveal,
+    ShareBook,
+    Shares,
+    Survivors,
+    advert_bytes,
+    share_digest,
+    sign,
+    survivor_bytes,
+    verify,
+)
+from privfr.coding import Coding, FixedPoint, pack
+from privfr.errors import BadFrame, InputError, PolicyRefused, WrongPhase
+from privfr.protocol import Begin, ClientId, Entropy, RoundSpec
+from privfr.vector import Update
+
+__all__ = ["ClientState", "Keyring", "Parameters", "client_state", "point_of"]
+
+
+class Parameters(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What `RoundSpec.parameters` holds for this backend, msgpack-encoded."""
+
+    coding: Coding
+    graph: graph.Graph
+
+    @classmethod
+    def of(cls, spec: RoundSpec) -> Parameters:
+        """Read a spec's parameters. Raises `BadFrame` for what is not the encoding of any."""
+        return _parameters(spec.parameters)
+
+
+@lru_cache(maxsize=16)
+def _parameters(encoded: bytes) -> Parameters:
+    try:
+        found = msgspec.msgpack.decode(encoded, type=Parameters)
+    except (msgspec.MsgspecError, InputError) as error:
+        raise BadFrame(f"not the parameters of a masking round: {error}") from None
+    if msgspec.msgpack.encode(found) != encoded:
+        raise BadFrame("not the canonical encoding of a masking round's parameters")
+    return found
+
+
+def point_of(spec: RoundSpec) -> FixedPoint:
+    """Integer coding of a round's summands."""
+    coding = Parameters.of(spec).coding
+    return FixedPoint(coding, len(spec.clients), spec.metrics, spec.size, spec.context())
+
+
+class Keyring(msgspec.Struct, frozen=True):
+    """What a client is given before the run. identity: its own Ed25519 seed, 32 bytes, secret.
+    roster: each client's Ed25519 public key, pinned.
+    """
+
+    identity: bytes
+    roster: dict[ClientId, bytes]
+
+    def __repr__(self) -> str:
+        """Show nothing of the identity."""
+        return f"<Keyring for a roster of {len(self.roster)}>"
+
+
+class ClientState(msgspec.Struct, frozen=True):
+    """What a client holds between two messages; what is no longer needed is emptied at once.
+
+    summand: the coded update, uint32 bytes.  seed: of the self mask.  box_secret, mask_secret: X25519.  neighbours: drawn by this client, they hold
+    its shares.  adverts: those of the neighbours.  held: owner -> its seed share and key share.
+    survivors: as consented to.
+    """
+
+    client: ClientId
+    spec: RoundSpec
+    context: bytes
+    keyring: Keyring
+    summand: bytes
+    seed: bytes = b""
+    box_secret: bytes = b""
+    mask_secret: bytes = b""
+    neighbours: tuple[ClientId, ...] = ()
+    adverts: dict[ClientId, Advert] = {}
+    held: dict[ClientId, tuple[bytes, bytes]] = {}
+    survivors: tuple[ClientId, ...] = ()
+
+    def __repr__(self) -> str:
+        """Name the client only."""
+        return f"<ClientState of client {self.client}>"
+
+
+_with = msgspec.structs.replace
+
+
+def client_state(
+    spec: RoundSpec, client: ClientId, update: Update, keyring: Keyring, entropy: Entropy
+) -> ClientState:
+    """Begin a client's round with its coded update."""
+    summand = point_of(spec).encode(update, entropy).astype("<u4").tobytes()
+    return ClientState(client, spec, spec.context(), keyring, summand)
+
+
+def advertise(state: ClientState, begin: Begin, entropy: Entropy) -> tuple[ClientState, Advertise]:
+    """Draw keys and neighbours, and sign the keys (spec 4.1)."""
+    spec = state.spec
+    if begin.spec.context() != state.context:
+        raise WrongPhase("the opening of another round")
+    if set(spec.clients) != set(state.keyring.roster):
+        # Not even a smaller one: the server could choose it so that its accomplices are many in it.
+        raise PolicyRefused("a roster that is not the one pinned here")
+    box_secret, mask_secret, seed = entropy(32), shamir.draw(entropy), shamir.draw(entropy)
+    neighbours = graph.draw(state.client, spec.clients, Parameters.of(spec).graph.neighbours, entropy)
+    unsigned = Advert(_public(box_secret), _public(mask_secret), b"")
+    signature = sign(state.keyring.identity, advert_bytes(state.context, state.client, unsigned))
+    state = _with(
+        state, seed=seed, box_secret=box_secret, mask_secret=mask_secret, neighbours=neighbours
+    )  # fmt: skip
+    return state, Advertise(_with(unsigned, signature=signature), neighbours)
+
+
+def share(state: ClientState, book: KeyBook, entropy: Entropy) -> tuple[ClientState, Shares]:
+    """Share the seed and the mask key among the neighbours that are there (spec 4.2)."""
+    adverts = dict(book.adverts)
+    holders = tuple(adverts)
+    if list(holders) != sorted(holders) or not set(holders) <= set(state.neighbours):
+        raise BadFrame("adverts of others than this client's neighbours, or out of order")
+    if len(holders) != len(book.adverts):
+        raise BadFrame("a neighbour's advert twice")
+    for client, advert in adverts.items():
+        _check_advert(state, client, advert)
+    threshold = _enough(state, holders, "have advertised")
+    seeds = shamir.split(state.seed, threshold, holders, entropy)
+    keys = shamir.split(state.mask_secret, threshold, holders, entropy)
+    entrusted = tuple(_entrust(state, adverts[h].box_key, h, seeds[h], keys[h], entropy) for h in holders)
+    return _with(state, adverts=adverts), Shares(entrusted)
+
+
+def mask(state: ClientState, book: ShareBook, entropy: Entropy) -> tuple[ClientState, Masked]:
+    """Open what others entrusted to this client, mask the summand, forget the secrets (spec 4.3)."""
+    there = book.neighbours
+    if list(there) != sorted(set(there)) or not set(there) <= set(state.adverts):
+        raise BadFrame("neighbours that have not advertised, out of order or there twice")
+    _enough(state, there, "have shared")
+    partners = {client: state.adverts[client].mask_key for client in there}
+    held: dict[ClientId, tuple[bytes, bytes]] = {}
+    for owner, advert, box in book.boxes:
+        if owner in held or owner == state.client or owner not in state.spec.clients:
+            raise BadFrame("a box of nobody else in the roster, or a second one of one client")
+        _check_advert(state, owner, advert)
+        held[owner] = _open(state, owner, advert, box)
+        if partners.setdefault(owner, advert.mask_key) != advert.mask_key:
+            raise BadFrame("two mask keys of one client")
+    keys = {
+        other: masks.pair_key(state.mask_secret, key, state.context, state.client, other)
+        for other, key in partners.items()
+    }
+    lanes = np.frombuffer(state.summand, "<u4").copy()
+    plus = [key for other, key in keys.items() if state.client < other]
+    minus = [key for other, key in keys.items() if state.client > other]
+    masks.add_masks(lanes, [masks.self_key(state.seed, state.context, state.client), *plus], minus)
+    packed = pack(lanes, point_of(state.spec).modulus_bits)
+    state = _with(state, held=held, summand=b"", seed=b"", box_secret=b"", mask_secret=b"", adverts={})
+    return state, Masked(state.context, memoryview(packed))
+
+
+def consent(state: ClientState, message: Survivors, entropy: Entropy) -> tuple[ClientState, Consent]:
+    """Sign the one set of survivors that this client will ever agree to in this round (spec 4.4)."""
+    state = _agree(state, message)
+    return state, Consent(sign(state.keyring.identity, survivor_bytes(state.context, state.survivors)))
+
+
+def reveal(state: ClientState, message: Consents, entropy: Entropy) -> tuple[ClientState, Reveal]:
+    """Give up shares, once enough neighbours have agreed to the same survivors (spec 4.5)."""
+    signers = tuple(client for client, _ in message.signatures)
+    if list(signers) != sorted(set(signers)) or not set(signers) <= set(state.neighbours):
+        raise BadFrame("consents of others than this client's neighbours, out of order or there twice")
+    signed = survivor_bytes(state.context, state.survivors)
+    for client, signature in message.signatures:
+        verify(state.keyring.roster[client], signed, signature)
+    _enough(state, signers, "have agreed to these survivors")
+    return _disclose(state)
+
+
+def reveal_unsigned(state: ClientState, message: Survivors, entropy: Entropy) -> tuple[ClientState, Reveal]:
+    """Give up shares on the server's word (`masking-passive`)."""
+    return _disclose(_agree(state, message))
+
+
+def _agree(state: ClientState, message: Survivors) -> ClientState:
+    survivors, spec = message.clients, state.spec
+    there = set(survivors)
+    if list(survivors) != sorted(there) or not there <= set(spec.clients):
+        raise BadFrame("survivors that are not of the roster, out of order or there twice")
+    if state.client not in there:
+        raise BadFrame("survivors without this client, who is asked about them")
+    if len(survivors) < spec.threshold:
+        raise PolicyRefused(f"{len(survivors)} survivors, fewer than the threshold of {spec.threshold}")
+    return _with(state, survivors=survivors)
+
+
+def _disclose(state: ClientState) -> tuple[ClientState, Reveal]:
+    survivors = set(state.survivors)
+    held = sorted(state.held.items())
+    seeds = tuple((owner, seed) for owner, (seed, _) in held if owner in survivors and seed)
+    keys = tuple((owner, key) for owner, (_, key) in held if owner not in survivors and key)
+    return _with(state, held={}), Reveal(seeds, keys)
+
+
+def _public(secret: bytes) -> bytes:
+    return bytes(PrivateKey(secret).public_key)
+
+
+def _check_advert(state: ClientState, client: ClientId, advert: Advert) -> None:
+    if len(advert.box_key) != 32 or len(advert.mask_key) != 32:
+        raise BadFrame("a public key that is not of 32 bytes")
+    verify(state.keyring.roster[client], advert_bytes(state.context, client, advert), advert.signature)
+
+
+def _enough(state: ClientState, neighbours: tuple[ClientId, ...], what: str) -> int:
+    """Refuse to go on with fewer neighbours than the shares' threshold; gives the threshold."""
+    threshold = Parameters.of(state.spec).graph.shares
+    if len(neighbours) < threshold:
+        raise PolicyRefused(f"only {len(neighbours)} of this client's neighbours {what}; {threshold} must")
+    return threshold
+
+
+def _entrust(
+    state: ClientState, box_key: bytes, holder: ClientId, seed: bytes, key: bytes, entropy: Entropy
+) -> Entrusted:
+    box = SecretBox(masks.box_key(state.box_secret, box_key, state.context, state.client, holder))
+    return Entrusted(
+        holder,
+        bytes(box.encrypt(seed + key, entropy(SecretBox.NONCE_SIZE))),
+        share_digest(seed, state.context, state.client, holder),
+        share_digest(key, state.context, state.client, holder),
+    )
+
+
+def _open(state: ClientState, owner: ClientId, advert: Advert, box: bytes) -> tuple[bytes, bytes]:
+    """Open a box; empty shares for one that does not open, whose owner only harms itself."""
+    key = masks.box_key(state.box_secret, advert.box_key, state.context, owner, state.client)
+    try:
+        plain = SecretBox(key).decrypt(box) if len(box) == BOX_BYTES else b""
+    except CryptoError:
+        plain = b""
+    return plain[:SHARE_BYTES], plain[SHARE_BYTES:]
