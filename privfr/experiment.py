@@ -165,14 +165,14 @@ class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where clients run. workers: clients at once, 0 for one a core.  cores: computing threads of what is
-    trained and measured outside of clients, 0 for all.  dropout: share of messages lost.  phases: kinds
-    of the server's messages the losses hit ("begin", "result", ...), all if empty.
+    trained and measured outside of clients, 0 for all.  losses: share of messages lost, by seed.  phases:
+    kinds of the server's messages these hit ("begin", "result", ...), all if empty.
     """
 
     name: Literal["local"] = "local"
     workers: Count = 0
     cores: Count = 0
-    dropout: Share = 0.0
+    losses: Share = 0.0
     phases: tuple[str, ...] = ()
 
 

@@ -179,7 +179,8 @@ class Backend:
     `RoundSpec.parameters` of a run.  fewest: clients, that table -> the lowest threshold it can keep.
     provision: clients, entropy -> the server's keyring and each client's, as an operator would hand
     them out beforehand.  client_state: spec, client, update, keyring, entropy -> state (a msgspec
-    Struct, so that it can be saved).  server_state: spec, keyring -> state.  open: spec, sealed, keyring -> mean.
+    Struct, so that it can be saved).  server_state: spec, keyring -> state.  open: spec, sealed, keyring ->
+    mean.  describe: clients, that table -> what follows from it, for reports and `privfr info`.
     """
 
     name: str
@@ -196,6 +197,7 @@ class Backend:
     open: Callable[[RoundSpec, Sealed, Any], Aggregate]
     table: str = ""
     integers: bool = False
+    describe: Callable[[int, Mapping[str, Any]], dict[str, float]] = lambda clients, options: {}
 
 
 class _SavedSession(msgspec.Struct, frozen=True, array_like=True):

@@ -58,8 +58,9 @@ class Profile(msgspec.Struct):
 class Report(msgspec.Struct, kw_only=True):
     """One run. Verification figures are on test identities, whom nobody trained on.
 
-    server_learns, trust, discloses: what leaves the devices, in words.  eer: after each round.  overhead:
-    see `Profile`.  finished: False while rounds or baselines are missing.
+    server_learns, trust, discloses: what leaves the devices, in words.  security: what follows from the
+    backend's promise, by name.  eer: after each round.  overhead: see `Profile`.  finished: False while
+    rounds or baselines are missing.
     """
 
     run: str
@@ -68,6 +69,7 @@ class Report(msgspec.Struct, kw_only=True):
     server_learns: str
     trust: str
     discloses: tuple[str, ...]
+    security: dict[str, float] = {}
     people: dict[str, int]
     pictures: dict[str, int]
     parameters: int

@@ -261,6 +261,7 @@ class _Run:
 
     def _round(self, coordinator: Coordinator, engine: LocalEngine, members: dict[int, Member]) -> None:
         inside, trained = engine.seconds, sum(member.learn_seconds for member in members.values())
+
         def spent() -> float:
             return engine.seconds - sum(member.learn_seconds for member in members.values())
 
@@ -335,7 +336,7 @@ class _Run:
 
     def _engine(self, members: dict[int, Member]) -> LocalEngine:
         wanted = self.experiment.engine
-        dropouts = Dropouts(wanted.dropout, self.experiment.seed, wanted.phases)
+        dropouts = Dropouts(wanted.losses, self.experiment.seed, wanted.phases)
         return LocalEngine(members, wanted.workers, dropouts, self._give_up)
 
     def _account(self, training: float, clients: float, server: float) -> None:
@@ -460,6 +461,9 @@ class _Run:
             server_learns=self.backend.server_learns,
             trust=self.backend.trust,
             discloses=self.method.discloses,
+            security=self.backend.describe(
+                self.experiment.data.clients, self.experiment.options(self.backend.table)
+            ),
             people={name: len(group.names) if group else 0 for name, group in groups.items()}
             | {"clients": len({name for faces in self.clients for name in faces.names})},
             pictures={name: len(group) if group else 0 for name, group in groups.items()}

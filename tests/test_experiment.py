@@ -91,7 +91,7 @@ def test_size_as_one_number(tmp_path: Path) -> None:
 
 
 def test_whole_numbers_do_for_reals() -> None:
-    found = load_experiment(None, {"method.scale": 64, "engine.dropout": 0})
+    found = load_experiment(None, {"method.scale": 64, "engine.losses": 0})
     assert found.method.scale == 64.0
     assert isinstance(found.method.scale, float)
 
@@ -140,8 +140,8 @@ def test_a_wrong_type_at_every_key_names_it(key: str) -> None:
     [
         ("data.clients", 0), ("data.test", 1), ("data.alpha", 0.0), ("data.public", -1), ("data.size", 0),
         ("data.size", [64]), ("training.batch", 0), ("training.decay", 0.0), ("training.decay", 1.5),
-        ("training.learning_rate", 0.0), ("training.weight_decay", -0.1), ("engine.dropout", 1.0),
-        ("engine.dropout", -0.1), ("engine.workers", -1), ("federation.rounds", 0), ("seed", -1),
+        ("training.learning_rate", 0.0), ("training.weight_decay", -0.1), ("engine.losses", 1.0),
+        ("engine.losses", -0.1), ("engine.workers", -1), ("federation.rounds", 0), ("seed", -1),
         ("data.clients", 2.5), ("data.clients", True), ("training.learning_rate", float("nan")),
         ("training.learning_rate", float("inf")),
         ("method.scale", float("inf")), ("data.alpha", float("nan")),

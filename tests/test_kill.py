@@ -79,7 +79,7 @@ class Kills:
         self.root = root
         people = write_people(root / "people")
         self.config = root / "exp.toml"
-        wanted = experiment(people, WHOLE, federation__rounds=3, engine__workers=WORKERS, engine__dropout=0.1)
+        wanted = experiment(people, WHOLE, federation__rounds=3, engine__workers=WORKERS, engine__losses=0.1)
         self.config.write_text(wanted.to_toml())
         self.whole = root / "whole"
         finish(["info"], root / "log")  # starts the server, which is not the run's time

@@ -36,7 +36,7 @@ def whole(people: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return directory, run(experiment(people, WHOLE), directory)
 
 
-LOSSY = TINY | {"engine.dropout": 0.3, "federation.rounds": 4, "federation.threshold": 2, "seed": 1}
+LOSSY = TINY | {"engine.losses": 0.3, "federation.rounds": 4, "federation.threshold": 2, "seed": 1}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,70 @@ def test_trusted_equals_plain(people: Path, whole: tuple[Path, Report], tmp_path
     assert report.eer == whole[1].eer
     assert report.final == whole[1].final
     assert (whole[1].server_learns, report.server_learns) == ("updates", "sum")
+
+
+CODED = WHOLE | {"coding.bits": 16, "federation.rounds": 3}
+
+
+@pytest.fixture(scope="module")
+def coded(people: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """A serial run on `plain` whose updates are added up as whole numbers."""
+    directory = tmp_path_factory.mktemp("coded") / "run"
+    return directory, run(experiment(people, CODED), directory)
+
+
+@pytest.mark.parametrize(("backend", "workers"), [("masking", 1), ("masking", 3), ("masking-passive", 1)])
+def test_masking_is_lossless(
+    backend: str, workers: int, people: Path, coded: tuple[Path, Report], tmp_path: Path
+) -> None:
+    """What the secure aggregator gives is what plain addition of the same numbers gives, in every round."""
+    wanted = experiment(people, CODED, federation__backend=backend, engine__workers=workers)
+    report = run(wanted, tmp_path / "run")
+    assert differing(tmp_path / "run", coded[0]) == []
+    assert report.eer == coded[1].eer
+    assert [round.metrics for round in report.rounds] == [round.metrics for round in coded[1].rounds]
+    assert [round.error for round in report.rounds] == [round.error for round in coded[1].rounds]
+
+
+def test_coding_changes_no_number_by_more_than_it_says(
+    people: Path, coded: tuple[Path, Report], tmp_path: Path
+) -> None:
+    """The first round trains from one model on both sides, so that its aggregates can be compared."""
+    wanted = {"federation.rounds": 1, "federation.momentum": 0.0, "baselines": []}
+    found = []
+    for name, bits in (("floats", 0), ("integers", 16)):
+        report = run(experiment(people, WHOLE | wanted | {"coding.bits": bits}), tmp_path / name)
+        model = safetensors.torch.load_file(tmp_path / name / "models" / "federated.safetensors")
+        found.append((report.rounds[0], torch.cat([tensor.flatten() for tensor in model.values()])))
+    (exact, floats), (rounded, integers) = found
+    assert exact.error == 0 < rounded.error < 1e-4
+    assert rounded.saturated == 0
+    worst = float((floats - integers).abs().max())
+    assert 0 < worst <= rounded.error + 1e-6  # the models' own float32
+
+
+def test_masking_with_losses_in_every_phase(people: Path, tmp_path: Path) -> None:
+    changes = {"data.clients": 6, "data.test": 3, "engine.losses": 0.06, "federation.rounds": 6, "seed": 1}
+    wanted = TINY | changes | {"federation.backend": "masking"}
+    report = run(experiment(people, wanted), tmp_path / "run")
+    where = {phase for round in report.rounds for phase in round.dropped.values()}
+    assert len(where) >= 4, "take another seed"
+    assert sum(not round.failed for round in report.rounds) >= 3
+    assert all("needed" in round.failed for round in report.rounds if round.failed)
+
+
+def test_masking_resumed_equals_uninterrupted(
+    people: Path, coded: tuple[Path, Report], tmp_path: Path
+) -> None:
+    wanted = experiment(people, CODED, federation__backend="masking")
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            wanted,
+            tmp_path / "run",
+            interrupt_at(ClientTrained, 2, lambda event: event.client == "1", "federated"),
+        )
+    resume(tmp_path / "run")
+    assert differing(tmp_path / "run", coded[0]) == []
 
 
 @pytest.mark.parametrize("backend", ["plain", "trusted"])

@@ -16,7 +16,9 @@ from privfr.errors import BadFrame, TooLarge, WrongPhase
 from privfr.protocol import Ack, Begin, Result, RoundSpec, Sealed
 from privfr.wire import Message, decode, encode, kind, register
 
-SPEC = RoundSpec(b"r" * 16, 300, "plain", (1, 2, 70000), 2, ("loss",), 9, b"l" * 32, b"m" * 32, b"c" * 32)
+SPEC = RoundSpec(
+    b"r" * 16, 300, "plain", (1, 2, 70000), 2, ("loss",), 9, b"l" * 32, b"m" * 32, b"c" * 32, b""
+)
 SAMPLES: list[Message] = [
     Begin(SPEC, memoryview(b"model")),
     Begin(SPEC, memoryview(b"")),

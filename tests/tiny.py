@@ -21,6 +21,7 @@ TINY: dict[str, Any] = {
     "data.clients": 3,
     "data.test": 5,  # with four pictures each: enough impostor pairs for a threshold at FAR 1e-1
     "federation.rounds": 2,
+    "federation.backend": "plain",
     "training.batch": 4,
     "engine.workers": 1,
     "engine.cores": 1,
@@ -33,7 +34,7 @@ WHOLE = TINY | {
 }
 """Every stage that a run can have."""
 
-_CLOCKS = {"run", "seconds", "server_seconds", "profile", "overhead"}
+_CLOCKS = {"run", "seconds", "server_seconds", "client_seconds", "profile", "overhead"}
 
 
 def write_people(root: Path, identities: int = 12, images: int = 4, seed: int = 0) -> Path:

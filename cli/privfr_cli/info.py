@@ -15,6 +15,11 @@ _PACKAGES = ("privfr", "torch", "torchvision", "tenseal", "opacus", "pynacl", "c
 
 
 def command(
+    clients: Annotated[
+        int | None, typer.Option(help="Also show what masking among so many clients comes to.")
+    ] = None,
+    corruption: Annotated[float, typer.Option(help="Share that may collude with the server.")] = 0.05,
+    dropout: Annotated[float, typer.Option(help="Share that may be lost in a round.")] = 0.05,
     json: Annotated[bool, typer.Option("--json", help="The facts alone on standard output.")] = False,
 ) -> None:
     """Show versions, this machine, and for each backend who learns what."""
@@ -22,16 +27,23 @@ def command(
 
     from privfr.backends import BACKENDS, backend
 
+    options = {"corruption": corruption, "dropout": dropout, "neighbours": 0, "shares": 0}
+    derived = backend("masking").describe(clients, options) if clients is not None else {}
+
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
     machine = {"cores": os.cpu_count(), "cuda": torch.cuda.is_available()}
     backends = [{"name": name, **_facts(backend(name))} for name in BACKENDS]
     if json:
-        render.json({"versions": versions, "machine": machine, "backends": backends})
+        masking = {"masking": {"clients": clients, **derived}} if derived else {}
+        render.json({"versions": versions, "machine": machine, "backends": backends} | masking)
         return
     render.out.print("  ".join(f"{name} {found}" for name, found in versions.items()), soft_wrap=True)
     render.out.print(f"{machine['cores']} cores, {'a GPU' if machine['cuda'] else 'no GPU'}\n")
     rows = [[each["name"], each["server_learns"], each["trust"]] for each in backends]
     render.table("Backends", ("name", "server learns", "who sees what"), rows, prose=True)
+    if derived:
+        render.out.print(f"\nMasking among {clients} clients", style="bold")
+        render.promise(derived)
 
 
 def _facts(found: object) -> dict[str, str]:

@@ -166,15 +166,70 @@ def report(result: Report, directory: str) -> None:
         f"per client: {size(up / clients)} up, {size(down / clients)} down; "
         f"{percent(result.overhead)} of the rounds' work was not training"
     )
+    _phases(result)
+    out.print()
     failed = sum(bool(r.failed) for r in result.rounds)
     if failed:
         out.print(
             f"{failed} of {len(result.rounds)} rounds failed and changed nothing: too few clients were left"
         )
-    out.print(f"server learns: {result.server_learns}. {result.trust}")
+    out.print(f"server learns: {result.server_learns}. {result.trust}", soft_wrap=True)
+    if result.security:
+        promise(result.security)
+    if any(r.error for r in result.rounds):
+        clipped = sum(r.saturated for r in result.rounds)
+        worst = max(r.error for r in result.rounds)
+        out.print(
+            f"integer coding changed no number of a mean update by more than {worst:.1e}; "
+            f"{clipped or 'no'} update{'s' if clipped != 1 else ''} had a number clipped",
+            soft_wrap=True,
+        )
     for line in result.discloses:
         out.print(f"also leaves the device: {line}")
     out.print(f"\nrun directory: {directory}", soft_wrap=True)
+
+
+def promise(found: dict[str, float]) -> None:
+    """Say in words what masking promises, and what it takes."""
+    corrupt, dropped = int(found["corrupt"]), int(found["dropped"])
+    out.print(
+        f"each client draws {found['neighbours']:.0f} neighbours, {found['shares']:.0f} of whom can open its "
+        f"self mask or its key; it adds {found['masks']:.4g} masks",
+        soft_wrap=True,
+    )
+    out.print(
+        f"an update stays private while at most {corrupt} clients collude with the server"
+        f"{_unless(found['privacy'])}; a round can lose {dropped} clients and end well"
+        f"{_unless(found['correctness'])}",
+        soft_wrap=True,
+    )
+
+
+def _unless(log2: float) -> str:
+    return "" if log2 <= -999 else f", but for a probability of 2^{log2:.0f} a round"
+
+
+def _phases(result: Report) -> None:
+    """Where the messages, bytes and seconds of the rounds went."""
+    names = list(dict.fromkeys(phase.phase for round in result.rounds for phase in round.phases))
+    rows = []
+    for name in names:
+        found = [phase for round in result.rounds for phase in round.phases if phase.phase == name]
+        lost = sum(where == name for round in result.rounds for where in round.dropped.values())
+        rows.append(
+            [
+                name,
+                f"{sum(p.messages_up for p in found):,}",
+                size(sum(p.bytes_up for p in found)),
+                size(sum(p.bytes_down for p in found)),
+                f"{sum(p.client_seconds for p in found):.2f} s",
+                f"{sum(p.server_seconds for p in found):.2f} s",
+                str(lost),
+            ]
+        )
+    columns = ("phase", "answers", "up", "down", "clients' CPU", "server", "dropped")
+    out.print()
+    table("All rounds, all clients, training left out", columns, rows)
 
 
 def evaluation(name: str, found: Evaluation, models: dict[str, Evaluation]) -> None:

@@ -29,7 +29,10 @@ def command(
     ] = None,
     method: Annotated[Text, typer.Option(help="What is learnt: supervised.")] = None,
     backend: Annotated[
-        Text, typer.Option(help="How updates are added up: plain or trusted; see privfr info.")
+        Text,
+        typer.Option(
+            help="How updates are added up: masking, masking-passive, trusted or plain; see privfr info."
+        ),
     ] = None,
     engine: Annotated[Text, typer.Option(help="Where clients run: local.")] = None,
     clients: Annotated[Whole, typer.Option(help="How many clients.")] = None,
@@ -45,7 +48,13 @@ def command(
     head: Annotated[Text, typer.Option(help="cosface, arcface, softmax or sphereface2.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of local training.")] = None,
     device: Annotated[Text, typer.Option(help="auto, cpu or cuda.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Share of messages lost, by seed.")] = None,
+    corruption: Annotated[
+        float | None, typer.Option(help="Share of clients that may collude with the server (masking).")
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of clients that may be lost in a round (masking).")
+    ] = None,
+    losses: Annotated[float | None, typer.Option(help="Lose this share of messages, by seed.")] = None,
     workers: Annotated[
         Whole, typer.Option(help="Clients trained at once; 0 is one a core, 1 is serial.")
     ] = None,
@@ -66,7 +75,8 @@ def command(
         "model.backbone": backbone, "method.name": method, "method.head": head, "training.epochs": epochs,
         "training.learning_rate": learning_rate, "training.device": device, "pretraining.epochs": pretrain,
         "federation.rounds": rounds, "federation.backend": backend, "engine.name": engine,
-        "engine.workers": workers, "engine.dropout": dropout, "seed": seed, "baselines": baseline or None,
+        "masking.corruption": corruption, "masking.dropout": dropout, "engine.workers": workers,
+        "engine.losses": losses, "seed": seed, "baselines": baseline or None,
     }  # fmt: skip
     changes = {key: value for key, value in flags.items() if value is not None} | _settings(set_ or [])
     report, directory = _run(config, out, resume, changes)

@@ -298,14 +298,14 @@ CONFIGS = {
     "number for text": ("[model]\nbackbone = 3", ["exp.toml", "model.backbone", "str", "int"]),
     "value for a table": ("data = 3", ["exp.toml", "data", "table"]),
     "below the least": ("[data]\nclients = 0", ["exp.toml", "data.clients", ">= 2"]),
-    "dropout of 1": ("[engine]\ndropout = 1.0", ["exp.toml", "engine.dropout", "1"]),
+    "dropout of 1": ("[engine]\nlosses = 1.0", ["exp.toml", "engine.losses", "1"]),
     "not a number": ("[training]\nlearning_rate = nan", ["exp.toml", "training.learning_rate"]),
     "enum": ('[data]\nscheme = "some"', ["exp.toml", "data.scheme", "one", "many", "dirichlet"]),
     "enum in a list": ('baselines = ["alone"]', ["exp.toml", "baselines", "individual", "centralised"]),
     "not TOML": ("[data\nclients: 3", ["exp.toml", "TOML", "line 1"]),
     "three sides": ("[data]\nsize = [64, 64, 64]", ["exp.toml", "data.size"]),
     "phase": (
-        '[data]\nclients = 2\n[engine]\nphases = ["nonsense"]',
+        '[data]\nclients = 3\n[engine]\nphases = ["nonsense"]',
         ["engine.phases", "nonsense", "begin", "result"],
     ),
 }
@@ -370,7 +370,7 @@ FLAGS = {
     ("--clients", "three"): ["--clients", "integer"],
     ("--clients", "0"): ["clients"],
     ("--clients", "1"): ["clients"],
-    ("--dropout", "1.5"): ["dropout", "1"],
+    ("--losses", "1.5"): ["losses", "1"],
     ("--learning-rate", "-1"): ["learning_rate"],
     ("--size", "50"): ["small", "64x64", "50x50"],
     ("--no-such-flag", "3"): ["--no-such-flag"],
@@ -532,7 +532,7 @@ def test_full_disk_at_the_first_model(
     privfr: Command, privfr_process: Command, people: Path, out: Path, trained: Path
 ) -> None:
     flags = ["--data", people, "--out", out, "--clients", 3, "--test", 5, "--rounds", 2, "--workers", 1]
-    flags += ["--set", "training.batch=4", "--set", "engine.cores=1"]
+    flags += ["--set", "training.batch=4", "--set", "engine.cores=1", "--backend", "plain"]
     outcome = privfr_process("run", *flags, before=limited(1_000_000))
     outcome.refused("untrained.safetensors", "cannot be written")
     privfr("run", "--resume", out, "--json").done()
@@ -719,7 +719,7 @@ def test_far_that_was_not_measured(far: str, privfr: Command, trained: Path, peo
 @pytest.mark.parametrize("far", ["nonsense", ""])
 def test_far_that_is_no_number(far: str, privfr: Command, trained: Path, people: Path) -> None:
     picture = next(people.glob("*/*.png"))
-    privfr("verify", picture, picture, "--model", trained, f"--far={far}").refused("--far", "number")
+    privfr("verify", picture, picture, "--model", trained, f"--far={far}").refused("--far", "valid")
 
 
 @pytest.mark.parametrize("far", ["0.1", "1E-1", "1e-1"])

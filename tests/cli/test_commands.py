@@ -44,12 +44,16 @@ def test_run_json_is_the_report_alone(ran: tuple[Path, str]) -> None:
     assert 0 <= document["untrained"]["eer"] <= 1
     assert 0 <= document["final"]["eer"] <= 1
     assert 0 <= document["final"]["auc"] <= 1
-    assert document["server_learns"] == "updates"
+    assert document["server_learns"] == "sum"
+    assert document["security"]["shares"] == 2
+    assert all(0 < round["error"] < 1e-3 for round in document["rounds"])
+    phases = [phase["phase"] for phase in document["rounds"][0]["phases"]]
+    assert phases == ["advertise", "share", "mask", "consent", "reveal", "result"]
     assert document["finished"] is True
     assert len(document["rounds"]) == 2
     for round in document["rounds"]:
-        assert round["bytes_up"] > 3 * 4 * document["parameters"]
-        assert round["bytes_down"] > 3 * 4 * document["parameters"]
+        assert 3 * 2 * document["parameters"] < round["bytes_up"] < 3 * 4 * document["parameters"]
+        assert round["bytes_down"] > 3 * 2 * document["parameters"]
         assert round["seconds"] > 0
         assert round["dropped"] == {}
 
@@ -74,7 +78,7 @@ def test_run_without_json_shows_figures(privfr: Command, people: Path, tmp_path:
 
 
 def test_run_shows_who_dropped_out(privfr: Command, people: Path, tmp_path: Path) -> None:
-    flags = ["--dropout", 0.4, "--seed", 3, "--set", "federation.threshold=2", "--json"]
+    flags = ["--losses", 0.4, "--seed", 3, "--set", "federation.threshold=2", "--backend", "plain", "--json"]
     outcome = privfr("run", "--data", people, "--out", tmp_path / "r", *FLAGS, *flags)
     rounds = outcome.json["rounds"]
     lost = {client for round in rounds for client in round["dropped"]}
@@ -118,7 +122,8 @@ def test_every_flag_reaches_its_key(privfr: Command, people: Path, tmp_path: Pat
         "--method": "supervised", "--backend": "trusted", "--engine": "local", "--clients": 2, "--rounds": 1,
         "--epochs": 2, "--public": 3, "--test": 3, "--scheme": "many", "--per-client": 2, "--pretrain": 1,
         "--backbone": "small", "--size": 64, "--head": "softmax", "--learning-rate": 0.01, "--device": "cpu",
-        "--dropout": 0.1, "--workers": 1, "--seed": 9, "--baseline": "centralised", "--set": "engine.cores=1",
+        "--losses": 0.1, "--workers": 1, "--seed": 9, "--corruption": 0.2, "--dropout": 0.1,
+        "--baseline": "centralised", "--set": "engine.cores=1",
     }  # fmt: skip
     words = [word for pair in flags.items() for word in pair]
     privfr("run", "--data", people, "--out", tmp_path / "r", *words).done()
@@ -126,7 +131,8 @@ def test_every_flag_reaches_its_key(privfr: Command, people: Path, tmp_path: Pat
         "federation.backend": "trusted", "data.clients": 2, "federation.rounds": 1, "training.epochs": 2,
         "data.public": 3, "data.test": 3, "data.per_client": 2, "pretraining.epochs": 1,
         "method.head": "softmax",
-        "training.learning_rate": 0.01, "training.device": "cpu", "engine.dropout": 0.1, "engine.workers": 1,
+        "training.learning_rate": 0.01, "training.device": "cpu", "engine.losses": 0.1, "engine.workers": 1,
+        "masking.corruption": 0.2, "masking.dropout": 0.1,
         "seed": 9, "baselines": ["centralised"], "engine.cores": 1, "data.source": str(people),
     }  # fmt: skip
     assert load_experiment(tmp_path / "r" / "experiment.toml") == load_experiment(None, wanted).resolved()
@@ -302,6 +308,8 @@ def test_info(privfr: Command) -> None:
     assert {"privfr", "torch", "python"} <= set(facts["versions"])
     assert {each["name"]: each["server_learns"] for each in facts["backends"]} == {
         "plain": "updates",
+        "masking": "sum",
+        "masking-passive": "sum",
         "trusted": "sum",
     }
     assert "trusted" in privfr("info").done().out

@@ -19,7 +19,7 @@ from nacl.signing import SigningKey
 
 from privfr.backends.masking import client, server
 from privfr.backends.masking.client import Keyring, Parameters, client_state, point_of
-from privfr.backends.masking.graph import Graph, Promise, check, derive, fewest
+from privfr.backends.masking.graph import Graph, Promise, check, derive, fewest, partners, risk
 from privfr.backends.masking.messages import (
     Advertise,
     Consent,
@@ -76,6 +76,23 @@ def plan(clients: int, threshold: int, coding: Coding | None, options: Mapping[s
     return msgspec.msgpack.encode(Parameters(coding, graph))
 
 
+def describe(clients: int, options: Mapping[str, Any]) -> dict[str, float]:
+    """What follows from the promise. dropped: clients that may be lost.  masks: those one client adds, on
+    average.  privacy, correctness: log2 of the probability that the guarantee fails in a round.
+    """
+    promise, graph = graph_of(clients, options)
+    privacy, correctness = risk(clients, promise, graph)
+    return {
+        "corrupt": promise.corrupt(clients),
+        "dropped": clients - fewest(graph) if graph.complete(clients) else promise.dropped(clients),
+        "neighbours": graph.neighbours,
+        "shares": graph.shares,
+        "masks": round(1 + partners(clients, graph), 1),
+        "privacy": max(privacy, -999.0),
+        "correctness": max(correctness, -999.0),
+    }
+
+
 def _fewest(clients: int, options: Mapping[str, Any]) -> int:
     return fewest(graph_of(clients, options)[1])
 
@@ -118,7 +135,7 @@ _PASSIVE = (*_OPENING, (ClientStep("reveal", Survivors, client.reveal_unsigned),
 MASKING = Backend(
     name="masking",
     server_learns="sum",
-    trust="The server sees the sum alone, also one that lies, as long as no more clients collude with it than stated.",
+    trust="The server sees the sum alone, even if it lies, while no more clients collude than stated.",
     client_steps=tuple(step for step, _ in _ACTIVE),
     server_steps=tuple(step for _, step in _ACTIVE),
     plan=plan,
@@ -130,12 +147,13 @@ MASKING = Backend(
     open=_open,
     table="masking",
     integers=True,
+    describe=describe,
 )
 
 MASKING_PASSIVE = replace(
     MASKING,
     name="masking-passive",
-    trust="The server sees the sum alone if it keeps to the protocol and no more clients collude with it than stated.",
+    trust="The server sees the sum alone if it keeps to the protocol and no more collude than stated.",
     client_steps=tuple(step for step, _ in _PASSIVE),
     server_steps=tuple(step for _, step in _PASSIVE),
 )

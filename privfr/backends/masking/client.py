@@ -84,9 +84,9 @@ class Keyring(msgspec.Struct, frozen=True):
 class ClientState(msgspec.Struct, frozen=True):
     """What a client holds between two messages; what is no longer needed is emptied at once.
 
-    summand: the coded update, uint32 bytes.  seed: of the self mask.  box_secret, mask_secret: X25519.  neighbours: drawn by this client, they hold
-    its shares.  adverts: those of the neighbours.  held: owner -> its seed share and key share.
-    survivors: as consented to.
+    summand: the coded update, uint32 bytes.  seed: of the self mask.  box_secret, mask_secret: X25519.
+    neighbours: drawn by this client, they hold its shares.  adverts: those of the neighbours.  held: owner ->
+    its seed share and key share.  survivors: as consented to.
     """
 
     client: ClientId

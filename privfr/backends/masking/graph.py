@@ -34,7 +34,18 @@ from numpy.typing import NDArray
 from privfr.errors import InputError, LocalProtocolError
 from privfr.protocol import ClientId, Entropy
 
-__all__ = ["COMPLETE_UP_TO", "RISK_BITS", "Graph", "Promise", "check", "derive", "draw", "fewest", "risk"]
+__all__ = [
+    "COMPLETE_UP_TO",
+    "RISK_BITS",
+    "Graph",
+    "Promise",
+    "check",
+    "derive",
+    "draw",
+    "fewest",
+    "partners",
+    "risk",
+]
 
 # Either guarantee may fail with a probability of 2^-RISK_BITS a round (Bell et al. 2020, section 3.4).
 RISK_BITS = 40
@@ -42,6 +53,9 @@ RISK_BITS = 40
 # Up to here all are neighbours of all: a mask costs about a millisecond per million numbers, and the
 # complete graph survives the loss of nearly half of the clients.
 COMPLETE_UP_TO = 50
+
+# Above, a sparse graph must spare a quarter of the masks to be worth its smaller tolerance.
+_WORTH_IT = 0.75
 
 # 0.07 * 100 is 7.000000000000001 in floating point, and 0.29 * 100 is 28.999999999999996.
 _FUZZ = 1e-9
@@ -98,6 +112,11 @@ def derive(clients: int, promise: Promise) -> Graph:
     if clients < 2:
         raise InputError(f"{clients} client cannot mask with anyone: at least 2 are needed")
     corrupt, dropped = promise.corrupt(clients), promise.dropped(clients)
+    if clients - corrupt < 2:
+        raise InputError(
+            f"{corrupt} of {clients} clients may be corrupt, and a sum hides nothing of the one left: "
+            "take more clients, or --corruption 0 if all are honest"
+        )
     # Of a complete graph, the largest set A has floor(h/2) members, each with all the others in it.
     complete = Graph(clients - 1, (clients - corrupt) // 2 + corrupt)
     # Where this fails a sparse graph does too: t would lie below the number expected in A or corrupt.
@@ -106,9 +125,14 @@ def derive(clients: int, promise: Promise) -> Graph:
             f"masking cannot do with {corrupt} of {clients} clients corrupt and {dropped} dropped out: "
             "lower --corruption or --dropout, or take more clients"
         )
-    if clients <= COMPLETE_UP_TO or clients - corrupt < 2:  # with no two honest ones there is no set A
-        return complete
-    return _sparsest(clients, corrupt, dropped) or complete
+    sparse = None if clients <= COMPLETE_UP_TO else _sparsest(clients, corrupt, dropped)
+    return sparse if sparse and partners(clients, sparse) <= _WORTH_IT * (clients - 1) else complete
+
+
+def partners(clients: int, graph: Graph) -> float:
+    """Expected number of clients that one exchanges masks with: those it draws, and those who draw it."""
+    k = graph.neighbours
+    return 2 * k - k * k / (clients - 1)
 
 
 def check(clients: int, promise: Promise, graph: Graph) -> None:

@@ -77,7 +77,7 @@ class Shares(Message, frozen=True, tag="masking.shares"):
 
 @register
 class ShareBook(Message, frozen=True, tag="masking.sharebook"):
-    """Server to client: which of its neighbours have shared, and the boxes of those who chose it, ascending."""
+    """Server to client: which neighbours have shared, and the boxes of those who chose it; both ascending."""
 
     neighbours: tuple[ClientId, ...]
     boxes: tuple[tuple[ClientId, Advert, bytes], ...]

@@ -44,8 +44,8 @@ Digests = tuple[bytes, bytes]
 class ServerState:
     """What the server knows: keys, who holds whose shares, the running sum, and what is revealed.
 
-    neighbours: client -> those it drew.  entrusted: owner -> holder -> digests.  boxes: holder -> owner -> box,
-    until they are passed on.  total: uint32 [lanes].  seeds, keys: owner -> holder -> revealed share.
+    neighbours: client -> those it drew.  entrusted: owner -> holder -> digests.  boxes: holder -> owner ->
+    box, until they are passed on.  total: uint32 [lanes].  seeds, keys: owner -> holder -> revealed share.
     """
 
     spec: RoundSpec
@@ -72,9 +72,7 @@ def server_state(spec: RoundSpec, roster: Mapping[ClientId, bytes]) -> ServerSta
     if set(spec.clients) != set(roster):
         raise LocalProtocolError("a round over another roster than was provisioned")
     lanes = point_of(spec).lanes
-    return ServerState(
-        spec, roster, spec.context(), np.zeros(lanes, np.uint32), np.empty(lanes, np.uint32)
-    )
+    return ServerState(spec, roster, spec.context(), np.zeros(lanes, np.uint32), np.empty(lanes, np.uint32))
 
 
 # Advertise (spec 4.1)
@@ -126,7 +124,8 @@ def close_shares(state: ServerState) -> tuple[ServerState, dict[ClientId, Messag
     for client in state.entrusted:
         shared = tuple(n for n in state.neighbours[client] if n in state.entrusted)
         chosen_by = sorted(state.boxes.pop(client, {}).items())
-        books[client] = ShareBook(shared, tuple((owner, state.adverts[owner], box) for owner, box in chosen_by))
+        boxes = tuple((owner, state.adverts[owner], box) for owner, box in chosen_by)
+        books[client] = ShareBook(shared, boxes)
     state.boxes.clear()
     return state, books
 
@@ -209,7 +208,8 @@ def close_reveal(state: ServerState) -> tuple[ServerState, Sealed]:
 
 def _masks_in(state: ServerState) -> tuple[list[bytes], list[bytes]]:
     """Keys of the masks that are still in the total: those added, and those subtracted."""
-    plus, minus = [], []
+    plus: list[bytes] = []
+    minus: list[bytes] = []
     for owner in state.survivors:
         seed = _combine(state, state.seeds, owner)
         plus.append(masks.self_key(seed, state.context, owner))

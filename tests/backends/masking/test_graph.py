@@ -326,24 +326,19 @@ def test_a_graph_that_breaks_its_promise_is_refused_with_the_guarantee_and_the_o
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 50])
-def test_in_a_complete_graph_the_fewest_survivors_are_one_more_than_the_shares(n: int) -> None:
+def test_so_many_survivors_are_enough_in_a_complete_graph_and_one_fewer_in_none(n: int) -> None:
     for t in range(1, n):
-        assert fewest(n, Graph(n - 1, t)) == t + 1
-
-
-@given(cases())
-def test_the_fewest_survivors_are_exactly_that(case: tuple[int, int, int, int, int]) -> None:
-    n, _, _, k, t = case
-    found = fewest(n, Graph(k, t))
-    assert t + 1 <= found <= n - k + t
-    assert correctness_bound(n, n - found, k, t) <= ALLOWED
-    assert found == t + 1 or correctness_bound(n, n - found + 1, k, t) > ALLOWED
+        enough = fewest(Graph(n - 1, t))
+        assert correctness_bound(n, n - enough, n - 1, t) == 0
+        for k in range(t, n):
+            left = fewest(Graph(k, t)) - 1
+            assert tail(n - 1, left - 1, k, t) == 0  # no survivor can have t others among its neighbours
 
 
 @pytest.mark.parametrize(("n", "share"), [(40, 0.2), (100, 0.05), (1000, 0.1)])
 def test_a_round_that_keeps_its_promise_has_enough_survivors(n: int, share: float) -> None:
     promise = Promise(share, share)
-    assert fewest(n, derive(n, promise)) <= n - promise.dropped(n)
+    assert fewest(derive(n, promise)) <= n - promise.dropped(n)
 
 
 # Drawing -------------------------------------------------------------------------------------------------
