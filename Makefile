@@ -1,6 +1,6 @@
 # `make` alone lists what can be made. Everything happens in .venv beside this file.
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-slow check bench docs clean
+.PHONY: help demo dev test test-slow check fuzz bench docs vectors clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.developed: pyproject.toml $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev'])")
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev'], sep='\n')" \
+	| $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement /dev/stdin
 	@touch $@
 
 demo: $(VENV)/.installed ## install and train on synthetic faces, 8 clients, about a minute
@@ -41,12 +42,18 @@ check: dev ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+fuzz: dev ## look for inputs that break the protocol, for ten minutes (Linux on x86-64)
+	$(BIN)/python tests/fuzz/run.py --seconds 600
+
 bench: dev ## run the benchmarks that take minutes; benchmarks/README.md tells of the others
 	$(BIN)/python -m benchmarks.aggregation_core
 
 docs: dev ## bring generated pages up to date and run every example in the documents
 	$(BIN)/python docs/diagram.py
 	$(BIN)/python -m pytest tests/docs
+
+vectors: dev ## regenerate the test vectors of the masking protocol
+	$(BIN)/python tests/vectors/generate.py
 
 clean: ## remove .venv and what tools leave behind
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from privfr.backends import BACKENDS, backend
+from privfr.coding import Coding
 from privfr.protocol import Ack, Backend, Result, RoundSpec, Sealed
 from privfr.wire import Message
 
@@ -20,8 +21,22 @@ PAGE = Path(__file__).with_name("protocol.md")
 START = "<!-- made by docs/diagram.py from privfr's step tables: do not edit by hand -->"
 END = "<!-- end of what docs/diagram.py made -->"
 
-# The example whose frames the limits are given for: a million parameters and one metric.
-EXAMPLE = RoundSpec(b"r" * 16, 0, "", (0, 1), 2, ("loss",), 1_000_000, b"l" * 32, b"m" * 32, b"c" * 32)
+# The example whose frames the limits are given for: ten clients, a million parameters and one metric; masked
+# numbers have 16 bits, and a backend that can do without whole numbers adds up float32.
+CLIENTS = 10
+CODING = Coding(clip=0.25, bits=16, max_weight=1000)
+MASKING = {"corruption": 0.05, "dropout": 0.05, "neighbours": 0, "shares": 0}
+
+
+def example(found: Backend) -> RoundSpec:
+    """Spec of the example's round."""
+    options = MASKING if found.table else {}
+    threshold = found.fewest(CLIENTS, options)
+    parameters = found.plan(CLIENTS, threshold, CODING if found.integers else None, options)
+    return RoundSpec(
+        b"r" * 16, 0, found.name, tuple(range(CLIENTS)), threshold, ("loss",), 1_000_000,
+        b"l" * 32, b"m" * 32, b"c" * 32, parameters,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -54,7 +69,7 @@ def section(found: Backend) -> Iterator[str]:
     for mine, theirs in zip(found.client_steps, found.server_steps, strict=True):
         yield (
             f"| `{theirs.phase}` | `{tag(mine.expects)}` | `{tag(theirs.collects)}` "
-            f"| {theirs.limit(EXAMPLE):,} bytes |"
+            f"| {theirs.limit(example(found)):,} bytes |"
         )
     yield ""
 
