@@ -69,6 +69,7 @@ class Coding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        msgspec.structs.force_setattr(self, "clip", float(self.clip))  # 1 and 1.0 encode differently
         if not 1e-9 <= self.clip <= 1e9:
             raise InputError(f"clip is {self.clip}: give a number from 1e-9 to 1e9")
         if not 2 <= self.bits <= 24:

@@ -180,7 +180,7 @@ class Backend:
     provision: clients, entropy -> the server's keyring and each client's, as an operator would hand
     them out beforehand.  client_state: spec, client, update, keyring, entropy -> state (a msgspec
     Struct, so that it can be saved).  server_state: spec, keyring -> state.  open: spec, sealed, keyring ->
-    mean.  describe: clients, that table -> what follows from it, for reports and `privfr info`.
+    mean.  describe: clients, threshold, that table -> what follows from them, for reports.
     """
 
     name: str
@@ -197,7 +197,7 @@ class Backend:
     open: Callable[[RoundSpec, Sealed, Any], Aggregate]
     table: str = ""
     integers: bool = False
-    describe: Callable[[int, Mapping[str, Any]], dict[str, float]] = lambda clients, options: {}
+    describe: Callable[[int, int, Mapping[str, Any]], dict[str, float]] = lambda *_: {}
 
 
 class _SavedSession(msgspec.Struct, frozen=True, array_like=True):

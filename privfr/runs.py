@@ -307,7 +307,7 @@ class _Run:
                 metrics=self.method.metrics,
                 entropy=secrets.token_bytes,
                 parameters=parameters,
-                policy=Policy(backends=(self.backend.name,), roster=roster),
+                policy=Policy(len(roster), federation.threshold, (self.backend.name,), roster),
                 model=None if client in missed else model,
                 momentum=federation.momentum,
             )
@@ -462,7 +462,9 @@ class _Run:
             trust=self.backend.trust,
             discloses=self.method.discloses,
             security=self.backend.describe(
-                self.experiment.data.clients, self.experiment.options(self.backend.table)
+                self.experiment.data.clients,
+                self.experiment.federation.threshold,
+                self.experiment.options(self.backend.table),
             ),
             people={name: len(group.names) if group else 0 for name, group in groups.items()}
             | {"clients": len({name for faces in self.clients for name in faces.names})},

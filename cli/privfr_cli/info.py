@@ -28,7 +28,7 @@ def command(
     from privfr.backends import BACKENDS, backend
 
     options = {"corruption": corruption, "dropout": dropout, "neighbours": 0, "shares": 0}
-    derived = backend("masking").describe(clients, options) if clients is not None else {}
+    derived = _derived(clients, options) if clients is not None else {}
 
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
     machine = {"cores": os.cpu_count(), "cuda": torch.cuda.is_available()}
@@ -44,6 +44,17 @@ def command(
     if derived:
         render.out.print(f"\nMasking among {clients} clients", style="bold")
         render.promise(derived)
+
+
+def _derived(clients: int, options: dict[str, float]) -> dict[str, float]:
+    """What masking among so many clients comes to, with the threshold that `privfr run` takes."""
+    from privfr.backends import backend
+    from privfr.experiment import Data, Experiment
+
+    masking = backend("masking")
+    fewest = masking.fewest(clients, options)
+    threshold = Experiment(data=Data(clients=clients)).resolved(fewest).federation.threshold
+    return masking.describe(clients, threshold, options)
 
 
 def _facts(found: object) -> dict[str, str]:

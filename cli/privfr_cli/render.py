@@ -194,7 +194,8 @@ def promise(found: dict[str, float]) -> None:
     corrupt, dropped = int(found["corrupt"]), int(found["dropped"])
     out.print(
         f"each client draws {found['neighbours']:.0f} neighbours, {found['shares']:.0f} of whom can open its "
-        f"self mask or its key; it adds {found['masks']:.4g} masks",
+        f"self mask or its key; it adds {found['masks']:.4g} masks; "
+        f"{found['quorum']:.0f} of {found['committee']:.0f} must agree on who survived",
         soft_wrap=True,
     )
     out.print(

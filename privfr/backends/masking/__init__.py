@@ -19,7 +19,16 @@ from nacl.signing import SigningKey
 
 from privfr.backends.masking import client, server
 from privfr.backends.masking.client import Keyring, Parameters, client_state, point_of
-from privfr.backends.masking.graph import Graph, Promise, check, derive, fewest, partners, risk
+from privfr.backends.masking.graph import (
+    Graph,
+    Promise,
+    check,
+    convene,
+    derive,
+    fewest,
+    partners,
+    risk,
+)
 from privfr.backends.masking.messages import (
     Advertise,
     Consent,
@@ -67,34 +76,42 @@ def plan(clients: int, threshold: int, coding: Coding | None, options: Mapping[s
     """Work out a run's parameters. Raises `InputError` for a promise that cannot be kept."""
     if coding is None:
         raise InputError("coding.bits: masking adds up whole numbers; give 2 to 24 bits, usually 16")
-    _, graph = graph_of(clients, options)
-    if threshold < fewest(graph):
+    promise, graph = graph_of(clients, options)
+    least = _fewest(clients, options)
+    if threshold < least:
         raise InputError(
             f"federation.threshold: {threshold} survivors could not open a sum over {clients} clients; "
-            f"give at least {fewest(graph)}"
+            f"give at least {least}"
         )
-    return msgspec.msgpack.encode(Parameters(coding, graph))
+    return msgspec.msgpack.encode(Parameters(coding, graph, convene(clients, promise)))
 
 
-def describe(clients: int, options: Mapping[str, Any]) -> dict[str, float]:
-    """What follows from the promise. dropped: clients that may be lost.  masks: those one client adds, on
-    average.  privacy, correctness: log2 of the probability that the guarantee fails in a round.
+def describe(clients: int, threshold: int, options: Mapping[str, Any]) -> dict[str, float]:
+    """What follows from the promise.
+
+    dropped: clients that may be lost.  masks: those one client adds, on average.  committee, quorum: who
+    agrees on the survivors.  privacy, correctness: log2 of the probability that the guarantee fails in a
+    round.
     """
     promise, graph = graph_of(clients, options)
+    committee = convene(clients, promise)
     privacy, correctness = risk(clients, promise, graph)
     return {
         "corrupt": promise.corrupt(clients),
-        "dropped": clients - fewest(graph) if graph.complete(clients) else promise.dropped(clients),
+        "dropped": clients - threshold if graph.complete(clients) else promise.dropped(clients),
         "neighbours": graph.neighbours,
         "shares": graph.shares,
         "masks": round(1 + partners(clients, graph), 1),
+        "committee": committee.size,
+        "quorum": committee.quorum,
         "privacy": max(privacy, -999.0),
         "correctness": max(correctness, -999.0),
     }
 
 
 def _fewest(clients: int, options: Mapping[str, Any]) -> int:
-    return fewest(graph_of(clients, options)[1])
+    promise, graph = graph_of(clients, options)
+    return fewest(clients, graph, convene(clients, promise))
 
 
 def _provision(

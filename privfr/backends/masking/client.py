@@ -11,9 +11,9 @@ from nacl.public import PrivateKey
 from nacl.secret import SecretBox
 
 from privfr.backends.masking import graph, masks, shamir
+from privfr.backends.masking.graph import Committee, Graph
 from privfr.backends.masking.messages import (
     BOX_BYTES,
-    SHARE_BYTES,
     Advert,
     Advertise,
     Consent,
@@ -43,7 +43,8 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     """What `RoundSpec.parameters` holds for this backend, msgpack-encoded."""
 
     coding: Coding
-    graph: graph.Graph
+    graph: Graph
+    committee: Committee
 
     @classmethod
     def of(cls, spec: RoundSpec) -> Parameters:
@@ -85,8 +86,9 @@ class ClientState(msgspec.Struct, frozen=True):
     """What a client holds between two messages; what is no longer needed is emptied at once.
 
     summand: the coded update, uint32 bytes.  seed: of the self mask.  box_secret, mask_secret: X25519.
-    neighbours: drawn by this client, they hold its shares.  adverts: those of the neighbours.  held: owner ->
-    its seed share and key share.  survivors: as consented to.
+    neighbours: drawn by this client, they hold its shares.  adverts: those of the neighbours.  box_keys:
+    owner -> key of the box with its seed share.  held_keys, held_seeds: owner -> its share.  survivors: as
+    consented to.
     """
 
     client: ClientId
@@ -99,7 +101,9 @@ class ClientState(msgspec.Struct, frozen=True):
     mask_secret: bytes = b""
     neighbours: tuple[ClientId, ...] = ()
     adverts: dict[ClientId, Advert] = {}
-    held: dict[ClientId, tuple[bytes, bytes]] = {}
+    box_keys: dict[ClientId, bytes] = {}
+    held_keys: dict[ClientId, bytes] = {}
+    held_seeds: dict[ClientId, bytes] = {}
     survivors: tuple[ClientId, ...] = ()
 
     def __repr__(self) -> str:
@@ -137,37 +141,30 @@ def advertise(state: ClientState, begin: Begin, entropy: Entropy) -> tuple[Clien
 
 
 def share(state: ClientState, book: KeyBook, entropy: Entropy) -> tuple[ClientState, Shares]:
-    """Share the seed and the mask key among the neighbours that are there (spec 4.2)."""
+    """Share the mask key among the neighbours that are there (spec 4.2)."""
+    holders = tuple(client for client, _ in book.adverts)
+    if list(holders) != sorted(set(holders)) or not set(holders) <= set(state.neighbours):
+        raise BadFrame("adverts of others than this client's neighbours, out of order or there twice")
     adverts = dict(book.adverts)
-    holders = tuple(adverts)
-    if list(holders) != sorted(holders) or not set(holders) <= set(state.neighbours):
-        raise BadFrame("adverts of others than this client's neighbours, or out of order")
-    if len(holders) != len(book.adverts):
-        raise BadFrame("a neighbour's advert twice")
     for client, advert in adverts.items():
         _check_advert(state, client, advert)
-    threshold = _enough(state, holders, "have advertised")
-    seeds = shamir.split(state.seed, threshold, holders, entropy)
-    keys = shamir.split(state.mask_secret, threshold, holders, entropy)
-    entrusted = tuple(_entrust(state, adverts[h].box_key, h, seeds[h], keys[h], entropy) for h in holders)
-    return _with(state, adverts=adverts), Shares(entrusted)
+    shares = shamir.split(state.mask_secret, _enough(state, holders, "have advertised"), holders, entropy)
+    state = _with(state, adverts=adverts)
+    return state, Shares(tuple(_entrust(state, h, _KEY, shares[h], entropy) for h in holders))
 
 
 def mask(state: ClientState, book: ShareBook, entropy: Entropy) -> tuple[ClientState, Masked]:
-    """Open what others entrusted to this client, mask the summand, forget the secrets (spec 4.3)."""
+    """Mask the summand, share the self mask's seed, forget the secrets (spec 4.3).
+
+    The seed is shared only among neighbours that this very vector is masked with. Had the server a say in
+    who opens it, it could have those open it whose masks it left out.
+    """
     there = book.neighbours
     if list(there) != sorted(set(there)) or not set(there) <= set(state.adverts):
         raise BadFrame("neighbours that have not advertised, out of order or there twice")
-    _enough(state, there, "have shared")
-    partners = {client: state.adverts[client].mask_key for client in there}
-    held: dict[ClientId, tuple[bytes, bytes]] = {}
-    for owner, advert, box in book.boxes:
-        if owner in held or owner == state.client or owner not in state.spec.clients:
-            raise BadFrame("a box of nobody else in the roster, or a second one of one client")
-        _check_advert(state, owner, advert)
-        held[owner] = _open(state, owner, advert, box)
-        if partners.setdefault(owner, advert.mask_key) != advert.mask_key:
-            raise BadFrame("two mask keys of one client")
+    threshold = _enough(state, there, "have shared")
+    state, choosers = _take_boxes(state, book)
+    partners = {client: state.adverts[client].mask_key for client in there} | choosers
     keys = {
         other: masks.pair_key(state.mask_secret, key, state.context, state.client, other)
         for other, key in partners.items()
@@ -177,8 +174,10 @@ def mask(state: ClientState, book: ShareBook, entropy: Entropy) -> tuple[ClientS
     minus = [key for other, key in keys.items() if state.client > other]
     masks.add_masks(lanes, [masks.self_key(state.seed, state.context, state.client), *plus], minus)
     packed = pack(lanes, point_of(state.spec).modulus_bits)
-    state = _with(state, held=held, summand=b"", seed=b"", box_secret=b"", mask_secret=b"", adverts={})
-    return state, Masked(state.context, memoryview(packed))
+    shares = shamir.split(state.seed, threshold, there, entropy)
+    entrusted = tuple(_entrust(state, holder, _SEED, shares[holder], entropy) for holder in there)
+    state = _with(state, summand=b"", seed=b"", box_secret=b"", mask_secret=b"", adverts={})
+    return state, Masked(state.context, entrusted, memoryview(packed))
 
 
 def consent(state: ClientState, message: Survivors, entropy: Entropy) -> tuple[ClientState, Consent]:
@@ -188,14 +187,17 @@ def consent(state: ClientState, message: Survivors, entropy: Entropy) -> tuple[C
 
 
 def reveal(state: ClientState, message: Consents, entropy: Entropy) -> tuple[ClientState, Reveal]:
-    """Give up shares, once enough neighbours have agreed to the same survivors (spec 4.5)."""
-    signers = tuple(client for client, _ in message.signatures)
-    if list(signers) != sorted(set(signers)) or not set(signers) <= set(state.neighbours):
-        raise BadFrame("consents of others than this client's neighbours, out of order or there twice")
+    """Give up shares, once a quorum of the committee has agreed to the same survivors (spec 4.5)."""
+    signers = [client for client, _ in message.signatures]
+    committee = Parameters.of(state.spec).committee
+    members = committee.members(state.spec.clients, state.context)
+    if signers != sorted(set(signers)) or not members.intersection(state.survivors).issuperset(signers):
+        raise BadFrame("consents of others than surviving committee members, out of order or there twice")
+    if len(signers) < committee.quorum:
+        raise PolicyRefused(f"only {len(signers)} of the committee agree; {committee.quorum} must")
     signed = survivor_bytes(state.context, state.survivors)
     for client, signature in message.signatures:
         verify(state.keyring.roster[client], signed, signature)
-    _enough(state, signers, "have agreed to these survivors")
     return _disclose(state)
 
 
@@ -205,6 +207,7 @@ def reveal_unsigned(state: ClientState, message: Survivors, entropy: Entropy) ->
 
 
 def _agree(state: ClientState, message: Survivors) -> ClientState:
+    """Check the survivors and open their boxes."""
     survivors, spec = message.clients, state.spec
     there = set(survivors)
     if list(survivors) != sorted(there) or not there <= set(spec.clients):
@@ -213,15 +216,20 @@ def _agree(state: ClientState, message: Survivors) -> ClientState:
         raise BadFrame("survivors without this client, who is asked about them")
     if len(survivors) < spec.threshold:
         raise PolicyRefused(f"{len(survivors)} survivors, fewer than the threshold of {spec.threshold}")
-    return _with(state, survivors=survivors)
+    owners = [owner for owner, _ in message.boxes]
+    if owners != sorted(set(owners)) or not (there & state.box_keys.keys()).issuperset(owners):
+        raise BadFrame("boxes of others than survivors who chose this client, out of order or there twice")
+    seeds = {owner: _opened(state.box_keys[owner], box) for owner, box in message.boxes}
+    return _with(state, survivors=survivors, held_seeds=seeds, box_keys={})
 
 
 def _disclose(state: ClientState) -> tuple[ClientState, Reveal]:
     survivors = set(state.survivors)
-    held = sorted(state.held.items())
-    seeds = tuple((owner, seed) for owner, (seed, _) in held if owner in survivors and seed)
-    keys = tuple((owner, key) for owner, (_, key) in held if owner not in survivors and key)
-    return _with(state, held={}), Reveal(seeds, keys)
+    seeds = tuple((owner, share) for owner, share in sorted(state.held_seeds.items()) if share)
+    keys = tuple(
+        (owner, share) for owner, share in sorted(state.held_keys.items()) if share and owner not in survivors
+    )
+    return _with(state, held_seeds={}, held_keys={}), Reveal(seeds, keys)
 
 
 def _public(secret: bytes) -> bytes:
@@ -242,23 +250,38 @@ def _enough(state: ClientState, neighbours: tuple[ClientId, ...], what: str) -> 
     return threshold
 
 
-def _entrust(
-    state: ClientState, box_key: bytes, holder: ClientId, seed: bytes, key: bytes, entropy: Entropy
-) -> Entrusted:
-    box = SecretBox(masks.box_key(state.box_secret, box_key, state.context, state.client, holder))
-    return Entrusted(
-        holder,
-        bytes(box.encrypt(seed + key, entropy(SecretBox.NONCE_SIZE))),
-        share_digest(seed, state.context, state.client, holder),
-        share_digest(key, state.context, state.client, holder),
-    )
+# Which of the two keys of `masks.box_keys`.
+_KEY, _SEED = 0, 1
 
 
-def _open(state: ClientState, owner: ClientId, advert: Advert, box: bytes) -> tuple[bytes, bytes]:
-    """Open a box; empty shares for one that does not open, whose owner only harms itself."""
-    key = masks.box_key(state.box_secret, advert.box_key, state.context, owner, state.client)
+def _entrust(state: ClientState, holder: ClientId, which: int, share: bytes, entropy: Entropy) -> Entrusted:
+    peer = state.adverts[holder].box_key
+    keys = masks.box_keys(state.box_secret, peer, state.context, state.client, holder)
+    box = SecretBox(keys[which]).encrypt(share, entropy(SecretBox.NONCE_SIZE))
+    return Entrusted(holder, bytes(box), share_digest(share, state.context, state.client, holder))
+
+
+def _take_boxes(state: ClientState, book: ShareBook) -> tuple[ClientState, dict[ClientId, bytes]]:
+    """Open the key shares of those who chose this client; gives their mask keys too."""
+    owners = [owner for owner, _, _ in book.boxes]
+    if owners != sorted(set(owners)) or not set(owners) <= set(state.spec.clients) - {state.client}:
+        raise BadFrame("boxes of nobody else in the roster, out of order or there twice")
+    held_keys, box_keys, mask_keys = {}, {}, {}
+    for owner, advert, box in book.boxes:
+        if owner in state.adverts and state.adverts[owner] != advert:
+            raise BadFrame("two adverts of one client")
+        _check_advert(state, owner, advert)
+        for_key, for_seed = masks.box_keys(
+            state.box_secret, advert.box_key, state.context, owner, state.client
+        )
+        held_keys[owner], box_keys[owner] = _opened(for_key, box), for_seed
+        mask_keys[owner] = advert.mask_key
+    return _with(state, held_keys=held_keys, box_keys=box_keys), mask_keys
+
+
+def _opened(key: bytes, box: bytes) -> bytes:
+    """Open a box with a share; gives nothing for one that does not open, whose owner only harms itself."""
     try:
-        plain = SecretBox(key).decrypt(box) if len(box) == BOX_BYTES else b""
+        return SecretBox(key).decrypt(box) if len(box) == BOX_BYTES else b""
     except CryptoError:
-        plain = b""
-    return plain[:SHARE_BYTES], plain[SHARE_BYTES:]
+        return b""

@@ -2,12 +2,12 @@
 
 Each of n clients draws k neighbours (in the spirit of Bell et al. 2020, eprint 2020/704, but each client
 draws from its own entropy, so that no server can choose for it); `shares` = t of its k neighbours can
-open one of its secrets, and t of them must agree with it on who survived. Two things must hold, each
+open one of its secrets. A committee agrees on who survived, the same for all. Two things must hold, each
 but for a probability of 2^-40 in a round:
 
 privacy      There is no set A of honest clients, at most half of them, each of whose members has at least
              t of its k neighbours in A or among the c corrupt. (So fewer than t of anyone's neighbours
-             are corrupt, and no two groups of honest clients can accept different sets of survivors.)
+             are corrupt, and whose secrets can be opened is masked with honest survivors outside of A.)
              Union bound over A; draws of different clients are independent, h = n - c are honest:
 
                  sum over a = 1 .. floor(h/2) of  C(h, a) P[Hypergeometric(n-1, a-1+c, k) >= t]^a
@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from functools import lru_cache
+from hashlib import blake2b
 
 import msgspec
 import numpy as np
@@ -35,11 +36,14 @@ from privfr.errors import InputError, LocalProtocolError
 from privfr.protocol import ClientId, Entropy
 
 __all__ = [
+    "COMMITTEE_RISK_BITS",
     "COMPLETE_UP_TO",
     "RISK_BITS",
+    "Committee",
     "Graph",
     "Promise",
     "check",
+    "convene",
     "derive",
     "draw",
     "fewest",
@@ -49,6 +53,9 @@ __all__ = [
 
 # Either guarantee may fail with a probability of 2^-RISK_BITS a round (Bell et al. 2020, section 3.4).
 RISK_BITS = 40
+
+# That a committee can be split: its drawing may be tried again and again by whoever opens the round.
+COMMITTEE_RISK_BITS = 128
 
 # Up to here all are neighbours of all: a mask costs about a millisecond per million numbers, and the
 # complete graph survives the loss of nearly half of the clients.
@@ -103,6 +110,22 @@ class Graph(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         return self.neighbours == clients - 1
 
 
+class Committee(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Whose agreement on the survivors is asked for. size: members.  quorum: how many of them must agree."""
+
+    size: int
+    quorum: int
+
+    def members(self, clients: tuple[ClientId, ...], context: bytes) -> frozenset[ClientId]:
+        """Draw the members by hash, so that everybody draws the same: those with the smallest BLAKE2b."""
+
+        def lot(client: ClientId) -> bytes:
+            data = context + client.to_bytes(8, "big")
+            return blake2b(data, digest_size=32, person=b"privfr committee").digest()
+
+        return frozenset(sorted(clients, key=lot)[: self.size])
+
+
 @lru_cache(maxsize=128)
 def derive(clients: int, promise: Promise) -> Graph:
     """Give the graph that keeps the promise: complete for few clients, else with the fewest neighbours.
@@ -133,6 +156,36 @@ def partners(clients: int, graph: Graph) -> float:
     """Expected number of clients that one exchanges masks with: those it draws, and those who draw it."""
     k = graph.neighbours
     return 2 * k - k * k / (clients - 1)
+
+
+@lru_cache(maxsize=128)
+def convene(clients: int, promise: Promise) -> Committee:
+    """Give the smallest committee of which no two quorums can agree on different survivors.
+
+    Of `size` members with c' corrupt, two quorums share an honest member, who agrees once, if
+    2 quorum > size + c'. The server has a hand in the hash that draws the members and may try many times, so
+    this may fail with a probability of 2^-128 only. A quorum is there with the promised dropout but for a
+    probability of 2^-40. The whole roster needs no such luck: quorum = floor((n + c) / 2) + 1.
+    """
+    corrupt, dropped = promise.corrupt(clients), promise.dropped(clients)
+    for size in range(1, clients) if clients > COMPLETE_UP_TO else ():
+        quorum = _safe_quorum(clients, corrupt, size)
+        if quorum and _log2_tail(clients, dropped, size, size - quorum + 1) <= -RISK_BITS:
+            return Committee(size, quorum)
+    return Committee(clients, (clients + corrupt) // 2 + 1)
+
+
+def _safe_quorum(clients: int, corrupt: int, size: int) -> int:
+    """Give the smallest quorum of a drawn committee that cannot be split, 0 if there is none."""
+    quorums = range(size // 2 + 1, size + 1)
+    at = bisect_left(
+        quorums, True, key=lambda q: _log2_tail(clients, corrupt, size, 2 * q - size) <= -COMMITTEE_RISK_BITS
+    )
+    return quorums[at] if at < len(quorums) else 0
+
+
+def _log2_tail(population: int, marked: int, draws: int, least: int) -> float:
+    return float(_log_tail(population, np.array([marked]), draws, least)[0]) / math.log(2)
 
 
 def check(clients: int, promise: Promise, graph: Graph) -> None:
@@ -166,13 +219,13 @@ def risk(clients: int, promise: Promise, graph: Graph) -> tuple[float, float]:
     return _privacy(clients, corrupt, graph, sizes), _correctness(clients, dropped, graph)
 
 
-def fewest(graph: Graph) -> int:
-    """Give the fewest survivors with whom a round can end: each needs `shares` others.
+def fewest(clients: int, graph: Graph, committee: Committee) -> int:
+    """Give the fewest survivors with whom a round can end: each needs `shares` others, all need a quorum.
 
     In a complete graph so many are enough for certain; in a sparse one while no more clients drop out than
     the promise says, but for a probability of 2^-40.
     """
-    return graph.shares + 1
+    return max(graph.shares + 1, committee.quorum if committee.size == clients else 0)
 
 
 def draw(client: ClientId, clients: tuple[ClientId, ...], k: int, entropy: Entropy) -> tuple[ClientId, ...]:

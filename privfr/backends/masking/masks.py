@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from privfr.errors import BadFrame, LocalProtocolError
 from privfr.protocol import ClientId
 
-__all__ = ["NONCE", "add_masks", "agree", "box_key", "derive", "pair_key", "self_key"]
+__all__ = ["NONCE", "add_masks", "agree", "box_keys", "derive", "pair_key", "self_key"]
 
 # The nonce of libsodium's `randombytes_buf_deterministic`. It may be the same for all masks, since every key
 # is derived for one purpose in one round (`derive`).
@@ -94,12 +94,19 @@ def self_key(seed: bytes, context: bytes, client: ClientId) -> bytes:
     return derive(seed, b"privfr self", context, client)
 
 
-def box_key(private: bytes, public: bytes, context: bytes, sender: ClientId, recipient: ClientId) -> bytes:
-    """Key of the box of shares that `sender` has for `recipient`; the way back has another one.
+def box_keys(
+    private: bytes, public: bytes, context: bytes, sender: ClientId, recipient: ClientId
+) -> tuple[bytes, bytes]:
+    """Keys of the boxes that `sender` has for `recipient`: of the key share and of the seed share.
 
-    Raises as `agree` and `derive`.
+    Two keys, so that neither box can be passed off as the other; the way back has others.  Raises as `agree`
+    and `derive`.
     """
-    return derive(agree(private, public), b"privfr box", context, sender, recipient)
+    shared = agree(private, public)
+    return (
+        derive(shared, b"privfr key box", context, sender, recipient),
+        derive(shared, b"privfr seed box", context, sender, recipient),
+    )
 
 
 def add_masks(

@@ -14,6 +14,7 @@ from privfr.wire import Message, register
 
 __all__ = [
     "BOX_BYTES",
+    "DIGEST_BYTES",
     "Advert",
     "Advertise",
     "Consent",
@@ -33,7 +34,8 @@ __all__ = [
 ]
 
 SHARE_BYTES = 32
-BOX_BYTES = 24 + 16 + 2 * SHARE_BYTES  # nonce, Poly1305 tag, a seed share and a key share
+DIGEST_BYTES = 16
+BOX_BYTES = 24 + 16 + SHARE_BYTES  # nonce, Poly1305 tag, a share
 
 
 class Advert(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -45,12 +47,11 @@ class Advert(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Entrusted(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What one holder is trusted with: a box of two shares, and the digest of each for the server."""
+    """What one holder is trusted with: a share in a box, and the digest by which the server will know it."""
 
     holder: ClientId
     box: bytes
-    seed_digest: bytes
-    key_digest: bytes
+    digest: bytes
 
 
 @register
@@ -70,7 +71,7 @@ class KeyBook(Message, frozen=True, tag="masking.keybook"):
 
 @register
 class Shares(Message, frozen=True, tag="masking.shares"):
-    """Client to server: for each neighbour with an advert its box, ascending by holder."""
+    """Client to server: a share of its mask key for each neighbour with an advert, ascending by holder."""
 
     entrusted: tuple[Entrusted, ...]
 
@@ -85,17 +86,22 @@ class ShareBook(Message, frozen=True, tag="masking.sharebook"):
 
 @register
 class Masked(Message, frozen=True, tag="masking.masked"):
-    """Client to server: the masked summand, packed, for the round that `context` names."""
+    """Client to server: the masked summand, packed, for the round that `context` names.
+
+    entrusted: a share of the self mask's seed for each neighbour that it is masked with, ascending by holder.
+    """
 
     context: bytes
+    entrusted: tuple[Entrusted, ...]
     bulk: memoryview
 
 
 @register
 class Survivors(Message, frozen=True, tag="masking.survivors"):
-    """Server to client: whose summands are in the sum, ascending."""
+    """Server to client: whose summands are in the sum, and those ones' boxes for it; both ascending."""
 
     clients: tuple[ClientId, ...]
+    boxes: tuple[tuple[ClientId, bytes], ...]
 
 
 @register
@@ -107,7 +113,7 @@ class Consent(Message, frozen=True, tag="masking.consent"):
 
 @register
 class Consents(Message, frozen=True, tag="masking.consents"):
-    """Server to client: the signatures of its neighbours, ascending."""
+    """Server to client: signatures of the committee, ascending."""
 
     signatures: tuple[tuple[ClientId, bytes], ...]
 
@@ -150,4 +156,4 @@ def verify(key: bytes, message: bytes, signature: bytes) -> None:
 def share_digest(share: bytes, context: bytes, owner: ClientId, holder: ClientId) -> bytes:
     """BLAKE2b-128 by which the server recognises a share it is shown later; a share is unguessable."""
     data = context + owner.to_bytes(8, "big") + holder.to_bytes(8, "big") + share
-    return hashlib.blake2b(data, digest_size=16, person=b"privfr share").digest()
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES, person=b"privfr share").digest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +14,12 @@ from privfr.backends.masking import masks, shamir
 from privfr.backends.masking.client import Parameters, point_of
 from privfr.backends.masking.messages import (
     BOX_BYTES,
+    DIGEST_BYTES,
     Advert,
     Advertise,
     Consent,
     Consents,
+    Entrusted,
     KeyBook,
     Masked,
     Reveal,
@@ -36,16 +38,17 @@ from privfr.wire import Message
 
 __all__ = ["ServerState", "server_state"]
 
-# Digests of the seed share and of the key share that an owner entrusted to a holder.
-Digests = tuple[bytes, bytes]
+# owner -> holder -> digest of the share entrusted
+Digests = dict[ClientId, dict[ClientId, bytes]]
 
 
 @dataclass(repr=False)
 class ServerState:
     """What the server knows: keys, who holds whose shares, the running sum, and what is revealed.
 
-    neighbours: client -> those it drew.  entrusted: owner -> holder -> digests.  boxes: holder -> owner ->
-    box, until they are passed on.  total: uint32 [lanes].  seeds, keys: owner -> holder -> revealed share.
+    neighbours: client -> those it drew.  key_digests, seed_digests: of the shares entrusted.  boxes: holder
+    -> owner -> box, until they are passed on.  total: uint32 [lanes].  keys, seeds: owner -> holder ->
+    revealed share.
     """
 
     spec: RoundSpec
@@ -55,7 +58,8 @@ class ServerState:
     spare: NDArray[np.uint32]
     adverts: dict[ClientId, Advert] = field(default_factory=dict)
     neighbours: dict[ClientId, tuple[ClientId, ...]] = field(default_factory=dict)
-    entrusted: dict[ClientId, dict[ClientId, Digests]] = field(default_factory=dict)
+    key_digests: Digests = field(default_factory=dict)
+    seed_digests: Digests = field(default_factory=dict)
     boxes: dict[ClientId, dict[ClientId, bytes]] = field(default_factory=dict)
     survivors: list[ClientId] = field(default_factory=list)
     consents: dict[ClientId, bytes] = field(default_factory=dict)
@@ -63,7 +67,9 @@ class ServerState:
     keys: dict[ClientId, dict[ClientId, bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.graph = Parameters.of(self.spec).graph
+        parameters = Parameters.of(self.spec)
+        self.graph, self.committee = parameters.graph, parameters.committee
+        self.members = self.committee.members(self.spec.clients, self.context)
         self.point = point_of(self.spec)
 
 
@@ -74,6 +80,8 @@ def server_state(spec: RoundSpec, roster: Mapping[ClientId, bytes]) -> ServerSta
     lanes = point_of(spec).lanes
     return ServerState(spec, roster, spec.context(), np.zeros(lanes, np.uint32), np.empty(lanes, np.uint32))
 
+
+_PROBE = bytes(range(32))  # any private key tells a public key of small order
 
 # Advertise (spec 4.1)
 
@@ -86,8 +94,8 @@ def absorb_advert(state: ServerState, client: ClientId, answer: Advertise) -> Se
         raise BadFrame("neighbours that are not of the roster, out of order or there twice")
     if len(drawn) != state.graph.neighbours:
         raise BadFrame(f"{len(drawn)} neighbours where {state.graph.neighbours} are drawn")
-    if len(advert.box_key) != 32 or len(advert.mask_key) != 32:
-        raise BadFrame("a public key that is not of 32 bytes")
+    for key in (advert.box_key, advert.mask_key):
+        masks.agree(_PROBE, key)  # refuses a key with which every honest client would have to stop
     verify(state.roster[client], advert_bytes(state.context, client, advert), advert.signature)
     state.adverts[client], state.neighbours[client] = advert, drawn
     return state
@@ -107,27 +115,38 @@ def close_adverts(state: ServerState) -> tuple[ServerState, dict[ClientId, Messa
 
 def absorb_shares(state: ServerState, client: ClientId, answer: Shares) -> ServerState:
     """Take a client's boxes, one for each of its neighbours that advertised."""
-    wanted = [n for n in state.neighbours[client] if n in state.adverts]
-    if [each.holder for each in answer.entrusted] != wanted:
-        raise BadFrame("boxes for others than this client's neighbours")
-    if any(len(each.box) != BOX_BYTES for each in answer.entrusted):
-        raise BadFrame(f"a box that is not of {BOX_BYTES} bytes")
-    state.entrusted[client] = {each.holder: (each.seed_digest, each.key_digest) for each in answer.entrusted}
-    for each in answer.entrusted:
-        state.boxes.setdefault(each.holder, {})[client] = each.box
+    holders = [n for n in state.neighbours[client] if n in state.adverts]
+    state.key_digests[client] = _take_boxes(state, client, holders, answer.entrusted)
     return state
 
 
 def close_shares(state: ServerState) -> tuple[ServerState, dict[ClientId, Message]]:
     """Give each client the boxes of those who chose it, and the names of its neighbours that have shared."""
     books: dict[ClientId, Message] = {}
-    for client in state.entrusted:
-        shared = tuple(n for n in state.neighbours[client] if n in state.entrusted)
-        chosen_by = sorted(state.boxes.pop(client, {}).items())
-        boxes = tuple((owner, state.adverts[owner], box) for owner, box in chosen_by)
-        books[client] = ShareBook(shared, boxes)
-    state.boxes.clear()
+    for client in state.key_digests:
+        boxes = sorted(state.boxes.get(client, {}).items())
+        known = tuple((owner, state.adverts[owner], box) for owner, box in boxes)
+        books[client] = ShareBook(_sharers(state, client), known)
+    state.boxes = {}
     return state, books
+
+
+def _sharers(state: ServerState, client: ClientId) -> tuple[ClientId, ...]:
+    """Give the neighbours of a client that have shared."""
+    return tuple(n for n in state.neighbours[client] if n in state.key_digests)
+
+
+def _take_boxes(
+    state: ServerState, owner: ClientId, holders: Sequence[ClientId], entrusted: tuple[Entrusted, ...]
+) -> dict[ClientId, bytes]:
+    """Keep an owner's boxes for their holders; gives holder -> digest."""
+    if [each.holder for each in entrusted] != list(holders):
+        raise BadFrame("boxes for others than this client's neighbours")
+    if any(len(each.box) != BOX_BYTES or len(each.digest) != DIGEST_BYTES for each in entrusted):
+        raise BadFrame("a box or a digest of another length")
+    for each in entrusted:
+        state.boxes.setdefault(each.holder, {})[owner] = each.box
+    return {each.holder: each.digest for each in entrusted}
 
 
 # Masked (spec 4.3)
@@ -138,7 +157,9 @@ def absorb_masked(state: ServerState, client: ClientId, answer: Masked) -> Serve
     if answer.context != state.context:
         raise WrongPhase("a masked summand of another round or run")
     lanes = unpack(answer.bulk, state.point.modulus_bits, state.point.lanes, state.spare)
+    digests = _take_boxes(state, client, _sharers(state, client), answer.entrusted)
     np.add(state.total, lanes, out=state.total)
+    state.seed_digests[client] = digests
     state.survivors.append(client)
     return state
 
@@ -147,7 +168,13 @@ def close_masked(state: ServerState) -> tuple[ServerState, dict[ClientId, Messag
     """Tell the survivors who they are, unless it is already clear that the sum cannot be opened."""
     state.survivors.sort()
     _check_holders(state, state.survivors)
-    return state, dict.fromkeys(state.survivors, Survivors(tuple(state.survivors)))
+    survivors = tuple(state.survivors)
+    books: dict[ClientId, Message] = {
+        client: Survivors(survivors, tuple(sorted(state.boxes.get(client, {}).items())))
+        for client in survivors
+    }
+    state.boxes = {}
+    return state, books
 
 
 # Consent (spec 4.4)
@@ -162,39 +189,43 @@ def absorb_consent(state: ServerState, client: ClientId, answer: Consent) -> Ser
 
 
 def close_consents(state: ServerState) -> tuple[ServerState, dict[ClientId, Message]]:
-    """Give each signer its neighbours' signatures, as long as these are enough for it to go on."""
-    books: dict[ClientId, Message] = {}
-    for client in sorted(state.consents):
-        signatures = [(n, state.consents[n]) for n in state.neighbours[client] if n in state.consents]
-        if len(signatures) >= state.graph.shares:
-            books[client] = Consents(tuple(signatures))
-    if len(books) < state.spec.threshold:
-        raise TooFewClients(f"{len(books)} clients have consented and {state.spec.threshold} are needed")
-    _check_holders(state, books)
-    return state, books
+    """Give all who are still there the signatures of a quorum of the committee."""
+    _check_holders(state, state.consents)
+    signers = sorted(state.members & state.consents.keys())[: state.committee.quorum]
+    if len(signers) < state.committee.quorum:
+        raise TooFewClients(
+            f"{len(signers)} of the committee have consented and {state.committee.quorum} are needed"
+        )
+    book = Consents(tuple((client, state.consents[client]) for client in signers))
+    return state, dict.fromkeys(sorted(state.consents), book)
 
 
 # Reveal (spec 4.5)
 
 
 def absorb_reveal(state: ServerState, client: ClientId, answer: Reveal) -> ServerState:
-    """Take the shares a client gives up, each recognised by its digest."""
-    survivors = set(state.survivors)
-    for which, shares in enumerate((answer.seeds, answer.keys)):
+    """Take the shares a client gives up.
+
+    One that does not fit its digest is left out: either its holder or its owner lies, and nobody can tell
+    which.
+    """
+    kinds = ((answer.seeds, state.seed_digests, state.seeds), (answer.keys, _lost(state), state.keys))
+    for shares, digests, _ in kinds:
         owners = [owner for owner, _ in shares]
         if owners != sorted(set(owners)):
             raise BadFrame("shares out of order, or twice of one owner")
+        if any(client not in digests.get(owner, {}) for owner in owners):
+            raise BadFrame("a share that was not asked for")
+    for shares, digests, revealed in kinds:
         for owner, share in shares:
-            digests = state.entrusted.get(owner, {}).get(client)
-            if digests is None or (owner in survivors) != (which == 0):
-                raise BadFrame("a share that was not asked for")
-            if share_digest(share, state.context, owner, client) != digests[which]:
-                raise BadFrame("a share that is not the one entrusted")
-    for owner, share in answer.seeds:
-        state.seeds.setdefault(owner, {})[client] = share
-    for owner, share in answer.keys:
-        state.keys.setdefault(owner, {})[client] = share
+            if share_digest(share, state.context, owner, client) == digests[owner][client]:
+                revealed.setdefault(owner, {})[client] = share
     return state
+
+
+def _lost(state: ServerState) -> Digests:
+    """Give the key shares' digests of those who have shared and are not in the sum."""
+    return {owner: held for owner, held in state.key_digests.items() if owner not in state.seed_digests}
 
 
 def close_reveal(state: ServerState) -> tuple[ServerState, Sealed]:
@@ -214,7 +245,7 @@ def _masks_in(state: ServerState) -> tuple[list[bytes], list[bytes]]:
         seed = _combine(state, state.seeds, owner)
         plus.append(masks.self_key(seed, state.context, owner))
     survivors = set(state.survivors)
-    for owner in sorted(set(state.entrusted) - survivors):
+    for owner in sorted(_lost(state)):
         secret = _combine(state, state.keys, owner)
         if bytes(PrivateKey(secret).public_key) != state.adverts[owner].mask_key:
             raise BadFrame(f"the shares of client {owner} do not give its key")
@@ -226,8 +257,8 @@ def _masks_in(state: ServerState) -> tuple[list[bytes], list[bytes]]:
 
 def _partners(state: ServerState, client: ClientId) -> set[ClientId]:
     """With whom a client that has shared exchanges masks: those it chose and those who chose it."""
-    chosen_by = {owner for owner, holders in state.entrusted.items() if client in holders}
-    return {n for n in state.neighbours[client] if n in state.entrusted} | chosen_by
+    chosen_by = {owner for owner, holders in state.key_digests.items() if client in holders}
+    return {*_sharers(state, client)} | chosen_by
 
 
 def _combine(
@@ -242,7 +273,7 @@ def _combine(
 def _check_holders(state: ServerState, there: Iterable[ClientId]) -> None:
     """Raise `TooFewClients` where too few of the holders of somebody's shares are there to reveal them."""
     left = set(there)
-    for owner, holders in state.entrusted.items():
+    for owner, holders in (_lost(state) | state.seed_digests).items():
         if len(left.intersection(holders)) < state.graph.shares:
             raise TooFewClients(
                 f"{len(left.intersection(holders))} holders of client {owner}'s shares are left "
@@ -259,13 +290,13 @@ def limit_advert(spec: RoundSpec) -> int:
 
 
 def limit_shares(spec: RoundSpec) -> int:
-    """For each neighbour a box, two digests, an identifier and their headers."""
-    return (BOX_BYTES + 2 * 16 + 24) * Parameters.of(spec).graph.neighbours + ENVELOPE
+    """For each neighbour a box, a digest, an identifier and their headers."""
+    return (BOX_BYTES + DIGEST_BYTES + 16) * Parameters.of(spec).graph.neighbours + ENVELOPE
 
 
 def limit_masked(spec: RoundSpec) -> int:
-    """Give the length of the packed summand, and what surrounds it."""
-    return point_of(spec).packed_bytes + ENVELOPE
+    """Give the length of the packed summand, of the boxes, and what surrounds them."""
+    return point_of(spec).packed_bytes + limit_shares(spec)
 
 
 def limit_consent(spec: RoundSpec) -> int:
