@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from privfr.errors import BadFrame, InputError, LocalProtocolError
 from privfr.vector import Aggregate, Update, Vector
 
-__all__ = ["METRIC_CLIP", "Coding", "FixedPoint", "pack", "unpack"]
+__all__ = ["METRIC_CLIP", "Coding", "FixedPoint", "add_packed", "pack", "unpack"]
 
 Lanes = NDArray[np.uint32]
 Reals = NDArray[np.float64]
@@ -353,7 +353,7 @@ def _hadamard(vector: Vector, block: int) -> Vector:
     return np.ascontiguousarray(work.T).reshape(-1)
 
 
-def pack(lanes: Lanes, bits: int) -> bytes:
+def pack(lanes: Lanes, bits: int) -> memoryview:
     """Pack uint32 [n] modulo 2^bits as a little-endian stream of `bits` bits each, lane 0 first.
 
     bits: 1 to 32.  Zero bits fill the last byte.
@@ -367,26 +367,35 @@ def pack(lanes: Lanes, bits: int) -> bytes:
             part = np.concatenate([part, np.zeros(8 * groups - part.size, np.uint32)])
         view[start // 8 : start // 8 + groups] = _words(part.reshape(groups, 8), bits)
     del view
-    return bytes(memoryview(packed)[: _packed_size(lanes.size, bits)])
+    return memoryview(packed)[: _packed_size(lanes.size, bits)].toreadonly()
 
 
-def unpack(data: bytes | memoryview, bits: int, count: int, out: Lanes | None = None) -> Lanes:
-    """Unpack what `pack` made of `count` lanes, into `out` if given: uint32 [count].
+def unpack(data: bytes | memoryview, bits: int, count: int) -> Lanes:
+    """Unpack what `pack` made of `count` lanes: uint32 [count].
 
     Raises `BadFrame` for another length, or if the bits that fill the last byte are not zero.
     """
+    lanes = np.zeros(count, np.uint32)
+    add_packed(lanes, data, bits)
+    return lanes
+
+
+def add_packed(total: Lanes, data: bytes | memoryview, bits: int) -> None:
+    """Add what `pack` made of as many lanes to uint32 [n] modulo 2^32, in place, without a second vector.
+
+    Raises `BadFrame` as `unpack`, and then nothing is added.
+    """
+    count = total.size
     if len(data) != _packed_size(count, bits):
         raise BadFrame(f"{len(data)} bytes where {_packed_size(count, bits)} belong ({count} numbers)")
     if count * bits % 8 and data[-1] >> (count * bits % 8):
         raise BadFrame("the bits after the last number are not zero")
-    lanes = np.empty(count, np.uint32) if out is None else out
     packed = np.frombuffer(data, np.uint8)
     step = CHUNK // 8 * bits
     for i, start in enumerate(range(0, count, CHUNK)):
-        part = packed[i * step : (i + 1) * step]
-        found = _lanes_of(part, bits)
-        lanes[start : start + CHUNK] = found[: count - start]
-    return lanes
+        found = _lanes_of(packed[i * step : (i + 1) * step], bits)
+        part = total[start : start + CHUNK]
+        np.add(part, found[: part.size], out=part)
 
 
 def _packed_size(count: int, bits: int) -> int:

@@ -349,7 +349,7 @@ class Coordinator:
         full = encode(Begin(spec, self.model.astype("<f4").data.cast("B"))) if self._stale() else b""
         return {client: short if client in self.current else full for client in self.roster}
 
-    def turn(self, inbox: Iterable[tuple[ClientId, Frame]]) -> dict[ClientId, bytes]:
+    def turn(self, inbox: Iterable[tuple[ClientId, Frame]]) -> Mapping[ClientId, bytes]:
         """Take one phase's answers; gives the next outbox, empty when the round is over."""
         session = self._session
         if session is None:
@@ -357,6 +357,7 @@ class Coordinator:
         if session.sealed is not None:
             self._collect_acks(inbox)
             return {}
+        outbox: Mapping[ClientId, bytes]
         try:
             outbox = session.turn(inbox)
             if session.sealed is not None:
@@ -435,7 +436,8 @@ def run_round(
 
     spent: gives the CPU seconds that clients have used so far, where the engine can know them.
     """
-    started, outbox, phases = time.perf_counter(), coordinator.open(), []
+    started, phases = time.perf_counter(), []
+    outbox: Mapping[ClientId, bytes] = coordinator.open()
     opening = time.perf_counter() - started
     while outbox:
         phase = PhaseReport(coordinator.phase, len(outbox), bytes_down=sum(map(len, outbox.values())))

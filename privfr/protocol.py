@@ -25,7 +25,7 @@ Rules kept here, so that no backend has to:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,12 +51,13 @@ __all__ = [
     "ClientSession",
     "ClientStep",
     "Entropy",
+    "OnDemand",
+    "Outbox",
     "Result",
     "RoundSpec",
     "Sealed",
     "ServerSession",
     "ServerStep",
-    "encode_all",
 ]
 
 ClientId = int
@@ -267,7 +268,7 @@ class ServerSession:
         steps = self.backend.server_steps
         return "done" if self._over else steps[self._at].phase
 
-    def turn(self, inbox: Iterable[tuple[ClientId, Frame]]) -> dict[ClientId, bytes]:
+    def turn(self, inbox: Iterable[tuple[ClientId, Frame]]) -> Outbox:
         """Absorb a phase's answers as they arrive, then close it; gives the next frame for each client.
 
         Empty once `sealed` is there. Raises `TooFewClients` when fewer than the threshold are left.
@@ -292,7 +293,7 @@ class ServerSession:
         self._answered.add(client)
         return True
 
-    def close(self) -> dict[ClientId, bytes]:
+    def close(self) -> Outbox:
         """End the phase: whoever has not properly answered has dropped out."""
         if self.phase == "done":
             raise LocalProtocolError("this round is over: open the next one")
@@ -305,12 +306,16 @@ class ServerSession:
                 f"round {self.spec.round}, phase {step.phase}: {len(self._answered)} of "
                 f"{len(self.spec.clients)} clients are left and {self.spec.threshold} are needed"
             )
-        self.state, out = step.close(self.state)
+        try:
+            self.state, out = step.close(self.state)
+        except (TooFewClients, RemoteProtocolError):
+            self._over = True
+            raise
         self._at += 1
         if isinstance(out, Sealed):
             self.sealed, self._over, out = out, True, {}
         self._awaited, self._heard, self._answered = set(out), set(), set()
-        return encode_all(out)
+        return Outbox(out)
 
     def __repr__(self) -> str:
         """Name the phase; the state may hold what one client said."""
@@ -324,8 +329,43 @@ class ServerSession:
         self._heard.add(client)
 
 
-def encode_all(out: Mapping[ClientId, Message]) -> dict[ClientId, bytes]:
-    """Encode an outbox; a message that goes to many is encoded once and its frame shared."""
-    distinct = {id(message): message for message in out.values()}
-    frames = {key: encode(message) for key, message in distinct.items()}
-    return {client: frames[id(message)] for client, message in out.items()}
+class OnDemand(Mapping[ClientId, Message]):
+    """Messages made when they are asked for: those of a thousand clients need not be in memory at once."""
+
+    def __init__(self, clients: Iterable[ClientId], make: Callable[[ClientId], Message]) -> None:
+        self._clients, self._make = dict.fromkeys(clients), make
+
+    def __getitem__(self, client: ClientId) -> Message:
+        if client not in self._clients:
+            raise KeyError(client)
+        return self._make(client)
+
+    def __iter__(self) -> Iterator[ClientId]:
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+
+class Outbox(Mapping[ClientId, bytes]):
+    """Next frame for each client, encoded when it is asked for; one that goes to many is encoded once."""
+
+    def __init__(self, messages: Mapping[ClientId, Message]) -> None:
+        self._messages = messages
+        self._last: tuple[Message | None, bytes] = (None, b"")
+
+    def __getitem__(self, client: ClientId) -> bytes:
+        message = self._messages[client]
+        if message is not self._last[0]:
+            self._last = (message, encode(message))
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[ClientId]:
+        return iter(self._messages)
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __repr__(self) -> str:
+        """Say how many; a frame may hold what one client said to another."""
+        return f"<Outbox for {len(self)} clients>"

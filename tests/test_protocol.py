@@ -35,9 +35,10 @@ from privfr.protocol import (
     ClientSession,
     ClientStep,
     Entropy,
+    OnDemand,
+    Outbox,
     Sealed,
     ServerStep,
-    encode_all,
 )
 from privfr.vector import Vector
 from privfr.wire import Message, decode, encode, register
@@ -449,10 +450,24 @@ def test_a_bug_in_a_step_is_not_the_clients_fault() -> None:
 
 def test_a_message_for_many_is_encoded_once() -> None:
     shared, own = Go((1, 2)), Go((3,))
-    frames = encode_all({1: shared, 2: own, 3: shared})
-    assert frames[1] is frames[3]
-    assert decode(frames[1], Go) == shared
-    assert decode(frames[2], Go) == own
+    frames = list(Outbox({1: shared, 3: shared, 2: own}).items())
+    assert frames[0][1] is frames[1][1]
+    assert [(client, decode(frame, Go)) for client, frame in frames] == [(1, shared), (3, shared), (2, own)]
+
+
+def test_messages_on_demand_are_made_when_they_are_asked_for() -> None:
+    made: list[ClientId] = []
+
+    def make(client: ClientId) -> Go:
+        made.append(client)
+        return Go((client,))
+
+    outbox = Outbox(OnDemand((1, 2), make))
+    assert (len(outbox), list(outbox), made) == (2, [1, 2], [])
+    assert decode(outbox[2], Go) == Go((2,))
+    assert made == [2]
+    with pytest.raises(KeyError):
+        outbox[3]
 
 
 def test_a_context_depends_on_every_field() -> None:

@@ -100,7 +100,7 @@ def client_state(
 ) -> ClientState:
     """Begin a client's round. key: the aggregator's public key where there is one."""
     if point := point_of(spec):
-        summand = pack(point.encode(update, entropy), point.modulus_bits)
+        summand = bytes(pack(point.encode(update, entropy), point.modulus_bits))
     else:
         summand = np.ascontiguousarray(update.summand(spec.metrics), "<f4").tobytes()
         if len(summand) != 4 * spec.length:
@@ -127,7 +127,7 @@ def absorb(state: ServerState, client: ClientId, answer: Summand) -> ServerState
     if answer.context != state.context:
         raise WrongPhase("a summand of another round or run")
     if state.point:
-        lanes = unpack(answer.bulk, state.point.modulus_bits, state.point.lanes, state.spare)
+        lanes = unpack(answer.bulk, state.point.modulus_bits, state.point.lanes)
         state.point.decode(lanes, 1)  # refuses what no single client can have said
         np.add(state.total, lanes, out=state.total)
     else:
@@ -154,7 +154,7 @@ def _add_floats(state: ServerState, summand: Vector) -> None:
 def close(state: ServerState) -> tuple[ServerState, Sealed]:
     """End the round with the sum."""
     if state.point:
-        bulk = memoryview(pack(state.total, state.point.modulus_bits))
+        bulk = pack(state.total, state.point.modulus_bits)
     else:
         bulk = np.ascontiguousarray(state.total, "<f4").data.cast("B")
     return state, Sealed(tuple(sorted(state.survivors)), bulk)

@@ -83,7 +83,7 @@ def plan(clients: int, threshold: int, coding: Coding | None, options: Mapping[s
             f"federation.threshold: {threshold} survivors could not open a sum over {clients} clients; "
             f"give at least {least}"
         )
-    return msgspec.msgpack.encode(Parameters(coding, graph, convene(clients, promise)))
+    return msgspec.msgpack.encode(Parameters(coding, graph, convene(clients, promise, graph)))
 
 
 def describe(clients: int, threshold: int, options: Mapping[str, Any]) -> dict[str, float]:
@@ -94,7 +94,7 @@ def describe(clients: int, threshold: int, options: Mapping[str, Any]) -> dict[s
     round.
     """
     promise, graph = graph_of(clients, options)
-    committee = convene(clients, promise)
+    committee = convene(clients, promise, graph)
     privacy, correctness = risk(clients, promise, graph)
     return {
         "corrupt": promise.corrupt(clients),
@@ -111,7 +111,7 @@ def describe(clients: int, threshold: int, options: Mapping[str, Any]) -> dict[s
 
 def _fewest(clients: int, options: Mapping[str, Any]) -> int:
     promise, graph = graph_of(clients, options)
-    return fewest(clients, graph, convene(clients, promise))
+    return fewest(clients, graph, convene(clients, promise, graph))
 
 
 def _provision(

@@ -86,9 +86,9 @@ class ClientState(msgspec.Struct, frozen=True):
     """What a client holds between two messages; what is no longer needed is emptied at once.
 
     summand: the coded update, uint32 bytes.  seed: of the self mask.  box_secret, mask_secret: X25519.
-    neighbours: drawn by this client, they hold its shares.  adverts: those of the neighbours.  box_keys:
-    owner -> key of the box with its seed share.  held_keys, held_seeds: owner -> its share.  survivors: as
-    consented to.
+    neighbours: drawn by this client, they hold its shares.  adverts: those of the neighbours.  agreed: what
+    the box keys agree on with each of them.  seed_box_keys: owner -> key of the box with its seed share.
+    held_keys, held_seeds: owner -> its share.  survivors: as consented to.
     """
 
     client: ClientId
@@ -101,7 +101,8 @@ class ClientState(msgspec.Struct, frozen=True):
     mask_secret: bytes = b""
     neighbours: tuple[ClientId, ...] = ()
     adverts: dict[ClientId, Advert] = {}
-    box_keys: dict[ClientId, bytes] = {}
+    agreed: dict[ClientId, bytes] = {}
+    seed_box_keys: dict[ClientId, bytes] = {}
     held_keys: dict[ClientId, bytes] = {}
     held_seeds: dict[ClientId, bytes] = {}
     survivors: tuple[ClientId, ...] = ()
@@ -149,7 +150,8 @@ def share(state: ClientState, book: KeyBook, entropy: Entropy) -> tuple[ClientSt
     for client, advert in adverts.items():
         _check_advert(state, client, advert)
     shares = shamir.split(state.mask_secret, _enough(state, holders, "have advertised"), holders, entropy)
-    state = _with(state, adverts=adverts)
+    agreed = {client: masks.agree(state.box_secret, advert.box_key) for client, advert in adverts.items()}
+    state = _with(state, adverts=adverts, agreed=agreed)
     return state, Shares(tuple(_entrust(state, h, _KEY, shares[h], entropy) for h in holders))
 
 
@@ -176,8 +178,10 @@ def mask(state: ClientState, book: ShareBook, entropy: Entropy) -> tuple[ClientS
     packed = pack(lanes, point_of(state.spec).modulus_bits)
     shares = shamir.split(state.seed, threshold, there, entropy)
     entrusted = tuple(_entrust(state, holder, _SEED, shares[holder], entropy) for holder in there)
-    state = _with(state, summand=b"", seed=b"", box_secret=b"", mask_secret=b"", adverts={})
-    return state, Masked(state.context, entrusted, memoryview(packed))
+    state = _with(
+        state, summand=b"", seed=b"", box_secret=b"", mask_secret=b"", adverts={}, agreed={}
+    )  # fmt: skip
+    return state, Masked(state.context, entrusted, packed)
 
 
 def consent(state: ClientState, message: Survivors, entropy: Entropy) -> tuple[ClientState, Consent]:
@@ -217,10 +221,10 @@ def _agree(state: ClientState, message: Survivors) -> ClientState:
     if len(survivors) < spec.threshold:
         raise PolicyRefused(f"{len(survivors)} survivors, fewer than the threshold of {spec.threshold}")
     owners = [owner for owner, _ in message.boxes]
-    if owners != sorted(set(owners)) or not (there & state.box_keys.keys()).issuperset(owners):
+    if owners != sorted(set(owners)) or not (there & state.seed_box_keys.keys()).issuperset(owners):
         raise BadFrame("boxes of others than survivors who chose this client, out of order or there twice")
-    seeds = {owner: _opened(state.box_keys[owner], box) for owner, box in message.boxes}
-    return _with(state, survivors=survivors, held_seeds=seeds, box_keys={})
+    seeds = {owner: _opened(state.seed_box_keys[owner], box) for owner, box in message.boxes}
+    return _with(state, survivors=survivors, held_seeds=seeds, seed_box_keys={})
 
 
 def _disclose(state: ClientState) -> tuple[ClientState, Reveal]:
@@ -255,8 +259,7 @@ _KEY, _SEED = 0, 1
 
 
 def _entrust(state: ClientState, holder: ClientId, which: int, share: bytes, entropy: Entropy) -> Entrusted:
-    peer = state.adverts[holder].box_key
-    keys = masks.box_keys(state.box_secret, peer, state.context, state.client, holder)
+    keys = masks.box_keys(state.agreed[holder], state.context, state.client, holder)
     box = SecretBox(keys[which]).encrypt(share, entropy(SecretBox.NONCE_SIZE))
     return Entrusted(holder, bytes(box), share_digest(share, state.context, state.client, holder))
 
@@ -266,17 +269,23 @@ def _take_boxes(state: ClientState, book: ShareBook) -> tuple[ClientState, dict[
     owners = [owner for owner, _, _ in book.boxes]
     if owners != sorted(set(owners)) or not set(owners) <= set(state.spec.clients) - {state.client}:
         raise BadFrame("boxes of nobody else in the roster, out of order or there twice")
-    held_keys, box_keys, mask_keys = {}, {}, {}
+    held_keys, seed_box_keys, mask_keys = {}, {}, {}
     for owner, advert, box in book.boxes:
-        if owner in state.adverts and state.adverts[owner] != advert:
-            raise BadFrame("two adverts of one client")
-        _check_advert(state, owner, advert)
-        for_key, for_seed = masks.box_keys(
-            state.box_secret, advert.box_key, state.context, owner, state.client
-        )
-        held_keys[owner], box_keys[owner] = _opened(for_key, box), for_seed
-        mask_keys[owner] = advert.mask_key
-    return _with(state, held_keys=held_keys, box_keys=box_keys), mask_keys
+        agreed = _agree_with(state, owner, advert)
+        for_key, seed_box_keys[owner] = masks.box_keys(agreed, state.context, owner, state.client)
+        held_keys[owner], mask_keys[owner] = _opened(for_key, box), advert.mask_key
+    return _with(state, held_keys=held_keys, seed_box_keys=seed_box_keys), mask_keys
+
+
+def _agree_with(state: ClientState, client: ClientId, advert: Advert) -> bytes:
+    """Return what the box keys agree on, for one whose advert may have been seen before."""
+    known = state.adverts.get(client)
+    if known is None:
+        _check_advert(state, client, advert)
+        return masks.agree(state.box_secret, advert.box_key)
+    if known != advert:
+        raise BadFrame("two adverts of one client")
+    return state.agreed[client]
 
 
 def _opened(key: bytes, box: bytes) -> bytes:

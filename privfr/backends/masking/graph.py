@@ -135,11 +135,7 @@ def derive(clients: int, promise: Promise) -> Graph:
     if clients < 2:
         raise InputError(f"{clients} client cannot mask with anyone: at least 2 are needed")
     corrupt, dropped = promise.corrupt(clients), promise.dropped(clients)
-    if clients - corrupt < 2:
-        raise InputError(
-            f"{corrupt} of {clients} clients may be corrupt, and a sum hides nothing of the one left: "
-            "take more clients, or --corruption 0 if all are honest"
-        )
+    _check_honest(clients, promise)
     # Of a complete graph, the largest set A has floor(h/2) members, each with all the others in it.
     complete = Graph(clients - 1, (clients - corrupt) // 2 + corrupt)
     # Where this fails a sparse graph does too: t would lie below the number expected in A or corrupt.
@@ -152,6 +148,15 @@ def derive(clients: int, promise: Promise) -> Graph:
     return sparse if sparse and partners(clients, sparse) <= _WORTH_IT * (clients - 1) else complete
 
 
+def _check_honest(clients: int, promise: Promise) -> None:
+    corrupt = promise.corrupt(clients)
+    if clients - corrupt < 2:
+        raise InputError(
+            f"{corrupt} of {clients} clients may be corrupt, and a sum hides nothing of the one left: "
+            "take more clients, or --corruption 0 if all are honest"
+        )
+
+
 def partners(clients: int, graph: Graph) -> float:
     """Expected number of clients that one exchanges masks with: those it draws, and those who draw it."""
     k = graph.neighbours
@@ -159,16 +164,17 @@ def partners(clients: int, graph: Graph) -> float:
 
 
 @lru_cache(maxsize=128)
-def convene(clients: int, promise: Promise) -> Committee:
+def convene(clients: int, promise: Promise, graph: Graph) -> Committee:
     """Give the smallest committee of which no two quorums can agree on different survivors.
 
     Of `size` members with c' corrupt, two quorums share an honest member, who agrees once, if
     2 quorum > size + c'. The server has a hand in the hash that draws the members and may try many times, so
     this may fail with a probability of 2^-128 only. A quorum is there with the promised dropout but for a
-    probability of 2^-40. The whole roster needs no such luck: quorum = floor((n + c) / 2) + 1.
+    probability of 2^-40. The whole roster needs no such luck: quorum = floor((n + c) / 2) + 1. It is taken
+    where the graph is complete, so that nothing is left to chance there.
     """
     corrupt, dropped = promise.corrupt(clients), promise.dropped(clients)
-    for size in range(1, clients) if clients > COMPLETE_UP_TO else ():
+    for size in () if graph.complete(clients) else range(1, clients):
         quorum = _safe_quorum(clients, corrupt, size)
         if quorum and _log2_tail(clients, dropped, size, size - quorum + 1) <= -RISK_BITS:
             return Committee(size, quorum)
@@ -196,6 +202,7 @@ def check(clients: int, promise: Promise, graph: Graph) -> None:
             f"{k} neighbours and {t} shares for {clients} clients: take 1 <= shares <= neighbours <= "
             f"{clients - 1}, or leave them out and have them derived"
         )
+    _check_honest(clients, promise)
     privacy, correctness = risk(clients, promise, graph)
     if privacy > -RISK_BITS:
         raise InputError(

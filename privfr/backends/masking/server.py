@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,37 +32,60 @@ from privfr.backends.masking.messages import (
     survivor_bytes,
     verify,
 )
-from privfr.coding import pack, unpack
+from privfr.coding import add_packed, pack
 from privfr.errors import BadFrame, LocalProtocolError, TooFewClients, WrongPhase
-from privfr.protocol import ENVELOPE, ClientId, RoundSpec, Sealed
+from privfr.protocol import ENVELOPE, ClientId, OnDemand, RoundSpec, Sealed
 from privfr.wire import Message
 
 __all__ = ["ServerState", "server_state"]
 
-# owner -> holder -> digest of the share entrusted
-Digests = dict[ClientId, dict[ClientId, bytes]]
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Trust:
+    """What one owner entrusted to its holders, without an object for each: there are tens of thousands.
+
+    holders: ascending.  boxes, digests: of all of them, one after the other.
+    """
+
+    holders: tuple[ClientId, ...]
+    boxes: bytes
+    digests: bytes
+
+    def box(self, holder: ClientId) -> bytes:
+        """Box for one of the holders."""
+        at = bisect_left(self.holders, holder)
+        return self.boxes[at * BOX_BYTES : (at + 1) * BOX_BYTES]
+
+    def digest(self, holder: ClientId) -> bytes:
+        """Digest of the share of one of the holders."""
+        at = bisect_left(self.holders, holder)
+        return self.digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]
+
+    def delivered(self) -> Trust:
+        """Forget the boxes, once every holder has been sent its own."""
+        return Trust(self.holders, b"", self.digests)
 
 
 @dataclass(repr=False)
 class ServerState:
     """What the server knows: keys, who holds whose shares, the running sum, and what is revealed.
 
-    neighbours: client -> those it drew.  key_digests, seed_digests: of the shares entrusted.  boxes: holder
-    -> owner -> box, until they are passed on.  total: uint32 [lanes].  keys, seeds: owner -> holder ->
-    revealed share.
+    neighbours: client -> those it drew.  key_trust, seed_trust: owner -> what it entrusted in steps `share`
+    and `mask`; those with a key_trust have shared, those with a seed_trust are in the sum.  lost: those of
+    the former that are not in the latter.  total: uint32 [lanes].  keys, seeds: owner -> holder -> revealed
+    share.
     """
 
     spec: RoundSpec
     roster: Mapping[ClientId, bytes]
     context: bytes
     total: NDArray[np.uint32]
-    spare: NDArray[np.uint32]
     adverts: dict[ClientId, Advert] = field(default_factory=dict)
     neighbours: dict[ClientId, tuple[ClientId, ...]] = field(default_factory=dict)
-    key_digests: Digests = field(default_factory=dict)
-    seed_digests: Digests = field(default_factory=dict)
-    boxes: dict[ClientId, dict[ClientId, bytes]] = field(default_factory=dict)
-    survivors: list[ClientId] = field(default_factory=list)
+    key_trust: dict[ClientId, Trust] = field(default_factory=dict)
+    seed_trust: dict[ClientId, Trust] = field(default_factory=dict)
+    survivors: tuple[ClientId, ...] = ()
+    lost: dict[ClientId, Trust] = field(default_factory=dict)
     consents: dict[ClientId, bytes] = field(default_factory=dict)
     seeds: dict[ClientId, dict[ClientId, bytes]] = field(default_factory=dict)
     keys: dict[ClientId, dict[ClientId, bytes]] = field(default_factory=dict)
@@ -71,6 +95,7 @@ class ServerState:
         self.graph, self.committee = parameters.graph, parameters.committee
         self.members = self.committee.members(self.spec.clients, self.context)
         self.point = point_of(self.spec)
+        self.one_object = {client: client for client in self.spec.clients}
 
 
 def server_state(spec: RoundSpec, roster: Mapping[ClientId, bytes]) -> ServerState:
@@ -78,7 +103,7 @@ def server_state(spec: RoundSpec, roster: Mapping[ClientId, bytes]) -> ServerSta
     if set(spec.clients) != set(roster):
         raise LocalProtocolError("a round over another roster than was provisioned")
     lanes = point_of(spec).lanes
-    return ServerState(spec, roster, spec.context(), np.zeros(lanes, np.uint32), np.empty(lanes, np.uint32))
+    return ServerState(spec, roster, spec.context(), np.zeros(lanes, np.uint32))
 
 
 _PROBE = bytes(range(32))  # any private key tells a public key of small order
@@ -97,17 +122,24 @@ def absorb_advert(state: ServerState, client: ClientId, answer: Advertise) -> Se
     for key in (advert.box_key, advert.mask_key):
         masks.agree(_PROBE, key)  # refuses a key with which every honest client would have to stop
     verify(state.roster[client], advert_bytes(state.context, client, advert), advert.signature)
-    state.adverts[client], state.neighbours[client] = advert, drawn
+    # The roster's own number objects, not this message's: there are k of them in each of n messages.
+    state.neighbours[client] = tuple(state.one_object[n] for n in drawn)
+    state.adverts[client] = advert
     return state
 
 
-def close_adverts(state: ServerState) -> tuple[ServerState, dict[ClientId, Message]]:
+def close_adverts(state: ServerState) -> tuple[ServerState, Mapping[ClientId, Message]]:
     """Give each client its neighbours' keys."""
-    books = {
-        client: KeyBook(tuple((n, state.adverts[n]) for n in drawn if n in state.adverts))
-        for client, drawn in state.neighbours.items()
-    }
-    return state, dict(books)
+
+    def book(client: ClientId) -> KeyBook:
+        return KeyBook(tuple((n, state.adverts[n]) for n in _advertisers(state, client)))
+
+    return state, OnDemand(state.adverts, book)
+
+
+def _advertisers(state: ServerState, client: ClientId) -> tuple[ClientId, ...]:
+    """Give the neighbours of a client that have advertised."""
+    return tuple(n for n in state.neighbours[client] if n in state.adverts)
 
 
 # Shares (spec 4.2)
@@ -115,38 +147,43 @@ def close_adverts(state: ServerState) -> tuple[ServerState, dict[ClientId, Messa
 
 def absorb_shares(state: ServerState, client: ClientId, answer: Shares) -> ServerState:
     """Take a client's boxes, one for each of its neighbours that advertised."""
-    holders = [n for n in state.neighbours[client] if n in state.adverts]
-    state.key_digests[client] = _take_boxes(state, client, holders, answer.entrusted)
+    state.key_trust[client] = _trust(_advertisers(state, client), answer.entrusted)
     return state
 
 
-def close_shares(state: ServerState) -> tuple[ServerState, dict[ClientId, Message]]:
+def close_shares(state: ServerState) -> tuple[ServerState, Mapping[ClientId, Message]]:
     """Give each client the boxes of those who chose it, and the names of its neighbours that have shared."""
-    books: dict[ClientId, Message] = {}
-    for client in state.key_digests:
-        boxes = sorted(state.boxes.get(client, {}).items())
-        known = tuple((owner, state.adverts[owner], box) for owner, box in boxes)
-        books[client] = ShareBook(_sharers(state, client), known)
-    state.boxes = {}
-    return state, books
+    chosen_by = _owners(state.key_trust)
+
+    def book(client: ClientId) -> ShareBook:
+        owners = chosen_by.get(client, ())
+        boxes = tuple((owner, state.adverts[owner], state.key_trust[owner].box(client)) for owner in owners)
+        return ShareBook(_sharers(state, client), boxes)
+
+    return state, OnDemand(state.key_trust, book)
 
 
 def _sharers(state: ServerState, client: ClientId) -> tuple[ClientId, ...]:
     """Give the neighbours of a client that have shared."""
-    return tuple(n for n in state.neighbours[client] if n in state.key_digests)
+    return tuple(n for n in state.neighbours[client] if n in state.key_trust)
 
 
-def _take_boxes(
-    state: ServerState, owner: ClientId, holders: Sequence[ClientId], entrusted: tuple[Entrusted, ...]
-) -> dict[ClientId, bytes]:
-    """Keep an owner's boxes for their holders; gives holder -> digest."""
-    if [each.holder for each in entrusted] != list(holders):
+def _trust(holders: tuple[ClientId, ...], entrusted: tuple[Entrusted, ...]) -> Trust:
+    """Take what an owner entrusted, if it is to just these holders."""
+    if tuple(each.holder for each in entrusted) != holders:
         raise BadFrame("boxes for others than this client's neighbours")
     if any(len(each.box) != BOX_BYTES or len(each.digest) != DIGEST_BYTES for each in entrusted):
         raise BadFrame("a box or a digest of another length")
-    for each in entrusted:
-        state.boxes.setdefault(each.holder, {})[owner] = each.box
-    return {each.holder: each.digest for each in entrusted}
+    return Trust(holders, b"".join(e.box for e in entrusted), b"".join(e.digest for e in entrusted))
+
+
+def _owners(trust: Mapping[ClientId, Trust]) -> dict[ClientId, list[ClientId]]:
+    """Give holder -> owners that entrusted something to it, ascending."""
+    owners: dict[ClientId, list[ClientId]] = {}
+    for owner in sorted(trust):
+        for holder in trust[owner].holders:
+            owners.setdefault(holder, []).append(owner)
+    return owners
 
 
 # Masked (spec 4.3)
@@ -156,25 +193,25 @@ def absorb_masked(state: ServerState, client: ClientId, answer: Masked) -> Serve
     """Add one masked summand to the running total."""
     if answer.context != state.context:
         raise WrongPhase("a masked summand of another round or run")
-    lanes = unpack(answer.bulk, state.point.modulus_bits, state.point.lanes, state.spare)
-    digests = _take_boxes(state, client, _sharers(state, client), answer.entrusted)
-    np.add(state.total, lanes, out=state.total)
-    state.seed_digests[client] = digests
-    state.survivors.append(client)
+    trust = _trust(_sharers(state, client), answer.entrusted)
+    add_packed(state.total, answer.bulk, state.point.modulus_bits)
+    state.seed_trust[client] = trust
     return state
 
 
-def close_masked(state: ServerState) -> tuple[ServerState, dict[ClientId, Message]]:
+def close_masked(state: ServerState) -> tuple[ServerState, Mapping[ClientId, Message]]:
     """Tell the survivors who they are, unless it is already clear that the sum cannot be opened."""
-    state.survivors.sort()
+    state.key_trust = {owner: trust.delivered() for owner, trust in state.key_trust.items()}
+    state.survivors = tuple(sorted(state.seed_trust))
+    state.lost = {owner: trust for owner, trust in state.key_trust.items() if owner not in state.seed_trust}
     _check_holders(state, state.survivors)
-    survivors = tuple(state.survivors)
-    books: dict[ClientId, Message] = {
-        client: Survivors(survivors, tuple(sorted(state.boxes.get(client, {}).items())))
-        for client in survivors
-    }
-    state.boxes = {}
-    return state, books
+    chosen_by = _owners(state.seed_trust)
+
+    def message(client: ClientId) -> Survivors:
+        owners = chosen_by.get(client, ())
+        return Survivors(state.survivors, tuple((o, state.seed_trust[o].box(client)) for o in owners))
+
+    return state, OnDemand(state.survivors, message)
 
 
 # Consent (spec 4.4)
@@ -182,14 +219,15 @@ def close_masked(state: ServerState) -> tuple[ServerState, dict[ClientId, Messag
 
 def absorb_consent(state: ServerState, client: ClientId, answer: Consent) -> ServerState:
     """Take a survivor's signature."""
-    signed = survivor_bytes(state.context, tuple(state.survivors))
+    signed = survivor_bytes(state.context, state.survivors)
     verify(state.roster[client], signed, answer.signature)
     state.consents[client] = answer.signature
     return state
 
 
-def close_consents(state: ServerState) -> tuple[ServerState, dict[ClientId, Message]]:
+def close_consents(state: ServerState) -> tuple[ServerState, Mapping[ClientId, Message]]:
     """Give all who are still there the signatures of a quorum of the committee."""
+    state.seed_trust = {owner: trust.delivered() for owner, trust in state.seed_trust.items()}
     _check_holders(state, state.consents)
     signers = sorted(state.members & state.consents.keys())[: state.committee.quorum]
     if len(signers) < state.committee.quorum:
@@ -209,23 +247,22 @@ def absorb_reveal(state: ServerState, client: ClientId, answer: Reveal) -> Serve
     One that does not fit its digest is left out: either its holder or its owner lies, and nobody can tell
     which.
     """
-    kinds = ((answer.seeds, state.seed_digests, state.seeds), (answer.keys, _lost(state), state.keys))
-    for shares, digests, _ in kinds:
+    kinds = ((answer.seeds, state.seed_trust, state.seeds), (answer.keys, state.lost, state.keys))
+    for shares, trust, _ in kinds:
         owners = [owner for owner, _ in shares]
         if owners != sorted(set(owners)):
             raise BadFrame("shares out of order, or twice of one owner")
-        if any(client not in digests.get(owner, {}) for owner in owners):
+        if any(owner not in trust or client not in trust[owner].holders for owner in owners):
             raise BadFrame("a share that was not asked for")
-    for shares, digests, revealed in kinds:
+    for shares, trust, revealed in kinds:
         for owner, share in shares:
-            if share_digest(share, state.context, owner, client) == digests[owner][client]:
-                revealed.setdefault(owner, {})[client] = share
+            found = revealed.setdefault(owner, {})
+            enough = len(found) >= state.graph.shares
+            if not enough and share_digest(share, state.context, owner, client) == trust[owner].digest(
+                client
+            ):
+                found[client] = share
     return state
-
-
-def _lost(state: ServerState) -> Digests:
-    """Give the key shares' digests of those who have shared and are not in the sum."""
-    return {owner: held for owner, held in state.key_digests.items() if owner not in state.seed_digests}
 
 
 def close_reveal(state: ServerState) -> tuple[ServerState, Sealed]:
@@ -233,8 +270,7 @@ def close_reveal(state: ServerState) -> tuple[ServerState, Sealed]:
     plus, minus = _masks_in(state)
     # What was added comes off: the roles of plus and minus are exchanged.
     masks.add_masks(state.total, minus, plus, threads=os.cpu_count() or 1)
-    packed = pack(state.total, state.point.modulus_bits)
-    return state, Sealed(tuple(state.survivors), memoryview(packed))
+    return state, Sealed(state.survivors, pack(state.total, state.point.modulus_bits))
 
 
 def _masks_in(state: ServerState) -> tuple[list[bytes], list[bytes]]:
@@ -244,21 +280,17 @@ def _masks_in(state: ServerState) -> tuple[list[bytes], list[bytes]]:
     for owner in state.survivors:
         seed = _combine(state, state.seeds, owner)
         plus.append(masks.self_key(seed, state.context, owner))
-    survivors = set(state.survivors)
-    for owner in sorted(_lost(state)):
+    chosen_by = _owners(state.key_trust)
+    for owner in sorted(state.lost):
         secret = _combine(state, state.keys, owner)
         if bytes(PrivateKey(secret).public_key) != state.adverts[owner].mask_key:
             raise BadFrame(f"the shares of client {owner} do not give its key")
-        for partner in sorted(_partners(state, owner) & survivors):
+        # It exchanged masks with those it chose and those who chose it.
+        partners = {*_sharers(state, owner), *chosen_by.get(owner, ())}
+        for partner in sorted(partners & state.seed_trust.keys()):
             key = masks.pair_key(secret, state.adverts[partner].mask_key, state.context, owner, partner)
             (plus if partner < owner else minus).append(key)
     return plus, minus
-
-
-def _partners(state: ServerState, client: ClientId) -> set[ClientId]:
-    """With whom a client that has shared exchanges masks: those it chose and those who chose it."""
-    chosen_by = {owner for owner, holders in state.key_digests.items() if client in holders}
-    return {*_sharers(state, client)} | chosen_by
 
 
 def _combine(
@@ -273,11 +305,11 @@ def _combine(
 def _check_holders(state: ServerState, there: Iterable[ClientId]) -> None:
     """Raise `TooFewClients` where too few of the holders of somebody's shares are there to reveal them."""
     left = set(there)
-    for owner, holders in (_lost(state) | state.seed_digests).items():
-        if len(left.intersection(holders)) < state.graph.shares:
+    for owner, trust in (state.lost | state.seed_trust).items():
+        there_are = len(left.intersection(trust.holders))
+        if there_are < state.graph.shares:
             raise TooFewClients(
-                f"{len(left.intersection(holders))} holders of client {owner}'s shares are left "
-                f"and {state.graph.shares} are needed"
+                f"{there_are} holders of client {owner}'s shares are left and {state.graph.shares} are needed"
             )
 
 
