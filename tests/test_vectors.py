@@ -144,9 +144,12 @@ def derived(given: Given) -> dict[str, str]:
     if step == "share_digest":
         found = messages.share_digest(unhex(given["share"]), context, given["owner"], given["holder"])
         return {"digest": found.hex()}
-    derive = {"pair_key": masks.pair_key, "box_key": masks.box_key}[step]
-    keys = unhex(given["private"]), unhex(given["public"])
-    return {"key": derive(*keys, context, given["one"], given["other"]).hex()}
+    of = unhex(given["private"]), unhex(given["public"]), context, given["one"], given["other"]
+    if step == "box_keys":
+        key_box, seed_box = masks.box_keys(*of)
+        return {"key_box": key_box.hex(), "seed_box": seed_box.hex()}
+    assert step == "pair_key"
+    return {"key": masks.pair_key(*of).hex()}
 
 
 @cases("derivation")
@@ -224,9 +227,12 @@ def options(given: Given) -> Given:
 def test_graph(case: Given) -> None:
     clients = case["given"]["clients"]
     promise, found = graph_of(clients, options(case["given"]))
+    committee = graph.convene(clients, promise)
     assert case["gives"] == {
         "corrupt": promise.corrupt(clients), "dropped": promise.dropped(clients),
-        "neighbours": found.neighbours, "shares": found.shares, "fewest": graph.fewest(found),
+        "neighbours": found.neighbours, "shares": found.shares,
+        "committee": committee.size, "quorum": committee.quorum,
+        "fewest": graph.fewest(clients, found, committee),
     }  # fmt: skip
     raw = options(case["given"]) | {"neighbours": found.neighbours, "shares": found.shares}
     assert graph_of(clients, raw) == (promise, found)
@@ -237,6 +243,21 @@ def test_a_refused_graph(case: Given) -> None:
     refused(case, lambda: graph_of(case["given"]["clients"], options(case["given"])))
 
 
+@cases("graph", "promise")
+def test_committee(case: Given) -> None:
+    given, gives = case["given"]["promise"], case["gives"]
+    promise = graph.Promise(given["corruption"], given["dropout"])
+    assert graph.convene(given["clients"], promise) == graph.Committee(gives["committee"], gives["quorum"])
+
+
+@cases("graph", "size")
+def test_members(case: Given) -> None:
+    given, roster = case["given"], tuple(case["given"]["roster"])
+    committee = graph.Committee(given["size"], 1)
+    assert sorted(committee.members(roster, unhex(given["context"]))) == case["gives"]["members"]
+    assert committee.members(roster[::-1], unhex(given["context"])) == set(case["gives"]["members"])
+
+
 def neighbours_drawn(given: Given) -> list[int]:
     entropy = Replay(given["entropy"])
     drawn = graph.draw(given["client"], tuple(given["roster"]), given["neighbours"], entropy)
@@ -244,7 +265,7 @@ def neighbours_drawn(given: Given) -> list[int]:
     return list(drawn)
 
 
-@cases("graph", "roster")
+@cases("graph", "roster", "neighbours")
 def test_neighbours(case: Given) -> None:
     assert neighbours_drawn(case["given"]) == case["gives"]["drawn"]
 
@@ -367,7 +388,9 @@ def test_spec(case: Given) -> None:
     given, gives = case["given"], case["gives"]
     parameters = b""
     if "coding" in given:
-        found = Parameters(Coding(*given["coding"]), graph.Graph(*given["graph"]))
+        found = Parameters(
+            Coding(*given["coding"]), graph.Graph(*given["graph"]), graph.Committee(*given["committee"])
+        )
         parameters = msgspec.msgpack.encode(found)
     assert parameters.hex() == gives["parameters"]
     spec = spec_of(given, parameters)
@@ -402,7 +425,7 @@ def test_refused_parameters(case: Given) -> None:
 
 # Whole rounds
 
-ROUNDS = {case["name"]: case for case in FILES["round"]["cases"]}
+ROUNDS = {case["name"]: case for case in FILES["round"]["cases"] if "spec" in case["given"]}
 
 
 def session_of(case: Given, client: int) -> tuple[ClientSession, Replay]:
@@ -496,6 +519,44 @@ def test_the_rounds_lose_answers_in_every_phase() -> None:
         if not each["arrives"]
     }
     assert lost == {"advertise", "share", "mask", "consent", "reveal"}
+
+
+@cases("round", "down")
+def test_a_client_goes_on(case: Given) -> None:
+    """With a frame of the server's exchanged: what else it says stays the same, but for what it reveals."""
+    given = case["given"]
+    session, _ = session_of(ROUNDS[given["round"]], given["client"])
+    said, expected = [], []
+    for phase, down, up in frames_of(ROUNDS[given["round"]], given["client"]):
+        said.append(session.receive(unhex(given["down"]) if phase == given["phase"] else down))
+        expected.append(up)
+    assert said == [*expected[:-1], unhex(case["gives"]["reveal"])]
+
+
+def play_with(round: str, answers: list[Given]) -> ServerSession:
+    """The server's side of a round in which some answers are exchanged; all must be taken."""
+    server = server_of(ROUNDS[round])
+    instead = {(each["phase"], each["client"]): each["up"] for each in answers}
+    for phase in ROUNDS[round]["gives"]["phases"]:
+        for each in phase["frames"]:
+            up = instead.pop((phase["phase"], each["client"]), each["up"])
+            assert not each["arrives"] or server.absorb(each["client"], unhex(up))
+        if phase["phase"] == "reveal":
+            assert not instead
+        server.close()
+    return server
+
+
+@cases("round", "up")
+def test_the_server_goes_on(case: Given) -> None:
+    server = play_with(case["given"]["round"], [case["given"]])
+    assert server.faults == [] and server.sealed is not None
+    assert encode(server.sealed).hex() == case["gives"]["sealed"]
+
+
+@bad("round", "taken")
+def test_answers_that_end_a_round(case: Given) -> None:
+    refused(case, lambda: play_with(case["given"]["round"], case["given"]["taken"]))
 
 
 @bad("round", "down")

@@ -4,7 +4,8 @@
     python tests/vectors/generate.py --check    exit with 1 where a file would change
 
 A file holds `cases` (name, source, given, gives) and `bad` ones (name, source, given, error: the class of
-privfr's error). Bytes are in hex, and numbers are exact, fractions too. The whole rounds are in `rounds.py`.
+privfr's error). Bytes are in hex, and numbers are exact, fractions too. The whole rounds are in `rounds.py`,
+and what liars make of them in `lies.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lies
 import published
 import reference as ref
 import rounds
@@ -99,14 +101,14 @@ def derivation() -> Case:
                 {"key": ref.pair_key(private, public, CONTEXT, one, other)},
             ),
             case(
-                f"box key {i}",
-                {"step": "box_key", **given},
-                {"key": ref.box_key(private, public, CONTEXT, one, other)},
+                f"box keys {i}",
+                {"step": "box_keys", **given},
+                _box_keys(private, public, one, other),
             ),
             case(
-                f"box key {i}, the way back",
-                {"step": "box_key", **given, "one": other, "other": one},
-                {"key": ref.box_key(private, public, CONTEXT, other, one)},
+                f"box keys {i}, the way back",
+                {"step": "box_keys", **given, "one": other, "other": one},
+                _box_keys(private, public, other, one),
             ),
             case(
                 f"self key {i}",
@@ -127,6 +129,13 @@ def derivation() -> Case:
     ]
     about = "BLAKE2b: keys of masks and boxes, digests of shares. The bad ones are of `self_key`."
     return _file(about, cases, refused)
+
+
+def _box_keys(private: bytes, public: bytes, sender: int, recipient: int) -> dict[str, bytes]:
+    kinds = {"key_box": ref.KEY_BOX, "seed_box": ref.SEED_BOX}
+    return {
+        name: ref.box_key(kind, private, public, CONTEXT, sender, recipient) for name, kind in kinds.items()
+    }
 
 
 def keystream() -> Case:
@@ -222,7 +231,12 @@ def graph() -> Case:
             refused.append(bad(name, "InputError", **given))
             continue
         corrupt, dropped = ref.counts(clients, corruption, dropout)
-        gives = {"corrupt": corrupt, "dropped": dropped, "neighbours": k, "shares": t, "fewest": t + 1}
+        size, quorum = ref.committee(clients, corruption, dropout)
+        gives = {
+            "corrupt": corrupt, "dropped": dropped, "neighbours": k, "shares": t,
+            "committee": size, "quorum": quorum,
+            "fewest": max(t + 1, quorum) if size == clients else t + 1,
+        }  # fmt: skip
         cases.append(case(name, given, gives))
     for clients, corruption, dropout in [
         (1, "0", "0"),
@@ -237,6 +251,12 @@ def graph() -> Case:
             refused.append(bad(f"{clients} clients, {corruption}, {dropout}", "InputError", **given))
             continue
         raise AssertionError(clients)
+    few = {"clients": 40, "corruption": 0.05, "dropout": 0.05, "neighbours": 10, "shares": 8}
+    assert ref.private(40, 2, 10, 8) and ref.correct(40, 2, 10, 8)
+    size, quorum = ref.committee(40, "0.05", "0.05")
+    gives = {"corrupt": 2, "dropped": 2, "neighbours": 10, "shares": 8, "committee": size, "quorum": quorum,
+             "fewest": max(9, quorum)}  # fmt: skip
+    cases.append(case("given numbers: the whole roster's quorum is more than a client's holders", few, gives))
     given = {"clients": 100, "corruption": 0.1, "dropout": 0.1}
     k, t = ref.graph(100, "0.1", "0.1")
     assert not ref.private(100, 10, k, t - 1) and not ref.correct(100, 10, k, t + 1)
@@ -257,6 +277,7 @@ def graph() -> Case:
         ),
         bad("given numbers: too many neighbours", "InputError", **given, neighbours=100, shares=60),
     ]
+    cases += [*_committees(), *_members()]
     for i, (client, roster, k) in enumerate(
         [
             (3, [1, 2, 3, 4, 5], 4),
@@ -279,7 +300,35 @@ def graph() -> Case:
             entropy=[],
         )
     )
-    return _file("How many neighbours and shares keep a promise, and who the neighbours are.", cases, refused)
+    about = "How many neighbours, shares and committee members keep a promise, and who these are."
+    return _file(about, cases, refused)
+
+
+def _committees() -> list[Case]:
+    """The committees of federations whose graphs would take the reference too long."""
+    cases = []
+    for clients, corruption, dropout in (
+        (600, "0.2", "0.2"), (1000, "0.33", "0.05"), (3000, "0.05", "0.05"), (3000, "0", "0.1"),
+        (100, "0.35", "0.3"), (60, "0.4", "0.1"),
+    ):  # fmt: skip
+        size, quorum = ref.committee(clients, corruption, dropout)
+        given = {"clients": clients, "corruption": float(corruption), "dropout": float(dropout)}
+        name = f"committee: {clients} clients, {corruption} corrupt, {dropout} dropped out"
+        cases.append(case(name, {"promise": given}, {"committee": size, "quorum": quorum}))
+    return cases
+
+
+def _members() -> list[Case]:
+    return [
+        case(
+            f"{size} members of {len(roster)}, context {context[:2].hex()}",
+            {"roster": roster, "context": context, "size": size},
+            {"members": ref.members(roster, context, size)},
+        )
+        for roster in ([0, 7, 300, 70_000, 2**33], [*range(60)])
+        for size in (1, 4, len(roster))
+        for context in (CONTEXT, OTHER_CONTEXT)
+    ]
 
 
 NEAREST = {"clip": 4.0, "bits": 16, "max_weight": 100, "rounding": "nearest", "rotate": False}
@@ -495,13 +544,21 @@ def spec() -> Case:
         made_up("model"),
         made_up("config"),
     ]
-    settings = [1.0, 16, 4096, "stochastic", True], [19, 13]
-    for name, fields, parameters in [("the smallest", plain, None), ("all widths", long, settings)]:
-        encoded = ref.msgpack(parameters) if parameters else b""
+    settings = [1.0, 16, 4096, "stochastic", True], [19, 13], [300, 113]
+    whole = [4, 16, 100, "nearest", False], [19, 13], [24, 13]
+    for name, fields, parameters in [
+        ("the smallest", plain, None),
+        ("all widths", long, settings),
+        ("a clip that is a whole number is encoded as a float", long, whole),
+    ]:
+        encoded = b""
+        if parameters:
+            (clip, *coding), *rest = parameters
+            encoded = ref.msgpack([[float(clip), *coding], *rest])
         wire = [*fields, encoded]
         given = dict(zip(names, fields, strict=True))
         if parameters:
-            given |= {"coding": parameters[0], "graph": parameters[1]}
+            given |= dict(zip(("coding", "graph", "committee"), parameters, strict=True))
         gives = {"parameters": encoded, "encoded": ref.msgpack(wire), "context": ref.context_of(wire)}
         cases.append(case(f"spec, {name}", given, gives))
     layout = {"names": ["a.weight", "b"], "shapes": [[2, 300], []]}
@@ -534,14 +591,25 @@ def _bad_specs(plain: list[Any], settings: tuple[Any, ...]) -> list[Case]:
         "empty": b"", "cut off": good[:-1], "a byte too many": good + b"\0",
         "a clip that is an integer": good.replace(ref.msgpack(1.0), b"\x01"),
         "an integer wider than need be": good[:-1] + b"\xcc" + good[-1:],
-        "25 bits": ref.msgpack([[1.0, 25, 4096, "nearest", False], [19, 13]]),
-        "no graph": ref.msgpack([settings[0]]),
-        "a third field": ref.msgpack([*settings, 0]),
+        "25 bits": ref.msgpack([[1.0, 25, 4096, "nearest", False], *settings[1:]]),
+        "no graph and committee": ref.msgpack([settings[0]]),
+        "no committee": ref.msgpack(settings[:2]),
+        "a committee without a quorum": ref.msgpack([*settings[:2], [30]]),
+        "a fourth field": ref.msgpack([*settings, 0]),
     }  # fmt: skip
     return [
         *refused,
         *(bad(f"parameters: {name}", "BadFrame", parameters=value) for name, value in parameters.items()),
     ]
+
+
+def whole_rounds() -> Case:
+    played = {name: rounds.played(name) for name in rounds.ROUNDS}
+    few = played[rounds.FEW_MASKED].parties
+    assert 3 in few[200].neighbours and 200 not in few[3].neighbours
+    assert 200 in few[0].neighbours and 0 not in few[200].neighbours
+    cases = [rounds.played_case(*each) for each in played.items()]
+    return _file(rounds.ABOUT, [*cases, *lies.taken(played)], lies.refused(played))
 
 
 def _pairs(shares: Mapping[int, bytes]) -> list[list[Any]]:
@@ -570,7 +638,7 @@ FILES = {
     "packing": packing,
     "signatures": signatures,
     "spec": spec,
-    "round": rounds.file,
+    "round": whole_rounds,
 }
 
 

@@ -67,6 +67,8 @@ def _sized(number: int, first: int, widths: Sequence[int]) -> bytes:
 
 # Keys
 
+KEY_BOX, SEED_BOX = b"privfr key box", b"privfr seed box"
+
 
 def x25519(private: bytes, public: bytes) -> bytes:
     """RFC 7748. Raises `ValueError` where the result is zero."""
@@ -104,8 +106,9 @@ def self_key(seed: bytes, context: bytes, client: int) -> bytes:
     return keyed(seed, b"privfr self", context + be8(client))
 
 
-def box_key(private: bytes, public: bytes, context: bytes, sender: int, recipient: int) -> bytes:
-    return keyed(x25519(private, public), b"privfr box", context + be8(sender) + be8(recipient))
+def box_key(what: bytes, private: bytes, public: bytes, context: bytes, sender: int, recipient: int) -> bytes:
+    """what: `KEY_BOX` or `SEED_BOX`, for the kind of share in the box."""
+    return keyed(x25519(private, public), what, context + be8(sender) + be8(recipient))
 
 
 def share_digest(share: bytes, context: bytes, owner: int, holder: int) -> bytes:
@@ -278,6 +281,42 @@ def graph(clients: int, corruption: str, dropout: str) -> tuple[int, int]:
     return clients - 1, t
 
 
+def committee(clients: int, corruption: str, dropout: str) -> tuple[int, int]:
+    """Members and quorum of the smallest committee in which any two quorums share an honest member.
+
+    That may fail with a probability of 2^-128, and a quorum be lost with one of 2^-40. The whole roster
+    needs no luck.
+    """
+    corrupt, dropped = counts(clients, corruption, dropout)
+    for size in range(1, clients if clients > 50 else 1):
+        # Two quorums overlap in 2 quorum - size members or more, and these must not all be corrupt.
+        overlap = _unlikely(clients, corrupt, size, 2**128)
+        quorum = max(math.ceil(Fraction(size + overlap, 2)), size // 2 + 1)
+        if quorum <= size and _unlikely(clients, dropped, size, 2**40) <= size - quorum + 1:
+            return size, quorum
+    return clients, (clients + corrupt) // 2 + 1
+
+
+def _unlikely(population: int, marked: int, draws: int, once_in: int) -> int:
+    """The smallest number of which P[Hypergeometric(population, marked, draws) >= it] <= 1 / once_in."""
+    ways, number = 0, min(marked, draws) + 1
+    while number > 0:
+        ways += math.comb(marked, number - 1) * math.comb(population - marked, draws - number + 1)
+        if ways * once_in > math.comb(population, draws):
+            break
+        number -= 1
+    return number
+
+
+def members(roster: Iterable[int], context: bytes, size: int) -> list[int]:
+    """Those with the smallest hashes, here ascending by id."""
+    hashes = sorted(
+        (hashlib.blake2b(context + be8(u), digest_size=32, person=b"privfr committee").digest(), u)
+        for u in roster
+    )
+    return sorted(u for _, u in hashes[:size])
+
+
 def draw_neighbours(client: int, roster: Sequence[int], k: int, entropy: Entropy) -> list[int]:
     """Those with the k smallest of the 16-byte keys drawn for the others in ascending order, in one draw."""
     others = sorted(set(roster) - {client})
@@ -436,7 +475,8 @@ class Client:
     advert: list[bytes] = field(default_factory=list)
     seed_shares: dict[int, bytes] = field(default_factory=dict)
     key_shares: dict[int, bytes] = field(default_factory=dict)
-    boxes: dict[int, bytes] = field(default_factory=dict)
+    key_boxes: dict[int, bytes] = field(default_factory=dict)
+    seed_boxes: dict[int, bytes] = field(default_factory=dict)
     consent: bytes = b""
 
 
@@ -454,9 +494,10 @@ class Round:
     frames: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        coding, (self.k, self.t) = self.spec[10]
+        coding, (self.k, self.t), (size, self.quorum) = self.spec[10]
         self.wire_spec = [*self.spec[:10], msgpack(self.spec[10])]
         self.context = context_of(self.wire_spec)
+        self.members = members(self.spec[3], self.context, size)
         clients, metrics, size = len(self.spec[3]), self.spec[5], self.spec[6]
         settings = dict(zip(("clip", "bits", "max_weight", "rounding", "rotate"), coding, strict=True))
         self.code = Code(**settings, clients=clients, metrics=metrics, size=size, context=self.context)
@@ -500,18 +541,22 @@ class Round:
         for u in self.advertised:
             party = self.parties[u]
             holders = [v for v in party.neighbours if v in self.advertised]
-            party.seed_shares = split(party.seed, self.t, holders, party.draws)
             party.key_shares = split(party.mask_secret, self.t, holders, party.draws)
-            entrusted = []
-            for v in holders:
-                key = box_key(party.box_secret, self.parties[v].advert[0], self.context, u, v)
-                seed_share, key_share = party.seed_shares[v], party.key_shares[v]
-                party.boxes[v] = secretbox(key, party.draws(24), seed_share + key_share)
-                digests = [share_digest(s, self.context, u, v) for s in (seed_share, key_share)]
-                entrusted.append([v, party.boxes[v], *digests])
+            party.key_boxes = self._boxes(u, KEY_BOX, party.key_shares)
             down[u] = self.keybook(holders)
-            up[u] = msgpack(["masking.shares", entrusted])
+            up[u] = msgpack(["masking.shares", self.entrusted(u, party.key_boxes, party.key_shares)])
         self.shared = self._turn("share", down, up)
+
+    def _boxes(self, u: int, what: bytes, shares: Mapping[int, bytes]) -> dict[int, bytes]:
+        """holder -> box of its share"""
+        party, boxes = self.parties[u], {}
+        for v, share in shares.items():
+            key = box_key(what, party.box_secret, self.parties[v].advert[0], self.context, u, v)
+            boxes[v] = secretbox(key, party.draws(24), share)
+        return boxes
+
+    def entrusted(self, u: int, boxes: Mapping[int, bytes], shares: Mapping[int, bytes]) -> list[list[Any]]:
+        return [[v, box, share_digest(shares[v], self.context, u, v)] for v, box in boxes.items()]
 
     def keybook(self, holders: Iterable[int]) -> bytes:
         return msgpack(["masking.keybook", [[v, self.parties[v].advert] for v in holders]])
@@ -522,8 +567,8 @@ class Round:
         for u in self.shared:
             party = self.parties[u]
             neighbours = [v for v in party.neighbours if v in self.shared]
-            owners = [v for v in self.shared if u in self.parties[v].boxes]
-            boxes = [[v, self.parties[v].advert, self.parties[v].boxes[u]] for v in owners]
+            owners = [v for v in self.shared if u in self.parties[v].key_boxes]
+            boxes = [[v, self.parties[v].advert, self.parties[v].key_boxes[u]] for v in owners]
             lanes = [
                 x + m
                 for x, m in zip(
@@ -535,9 +580,15 @@ class Round:
                 sign = 1 if u < v else -1
                 lanes = [x + sign * m for x, m in zip(lanes, self._mask_of(key), strict=True)]
             self.masked[u] = lanes
+            party.seed_shares = split(party.seed, self.t, neighbours, party.draws)
+            party.seed_boxes = self._boxes(u, SEED_BOX, party.seed_shares)
             down[u] = msgpack(["masking.sharebook", neighbours, boxes])
-            up[u] = msgpack(["masking.masked", self.context, pack(lanes, self.code.modulus_bits)])
+            up[u] = self.masked_frame(u, self.entrusted(u, party.seed_boxes, party.seed_shares))
         self.survivors = self._turn("mask", down, up)
+
+    def masked_frame(self, u: int, entrusted: list[list[Any]]) -> bytes:
+        packed = pack(self.masked[u], self.code.modulus_bits)
+        return msgpack(["masking.masked", self.context, entrusted, packed])
 
     def partners(self, u: int) -> list[int]:
         """Those u chose and those who chose u, of those who have shared."""
@@ -553,28 +604,44 @@ class Round:
         for u in self.survivors:
             party = self.parties[u]
             party.consent = ed25519(party.identity, survivor_bytes(self.context, self.survivors))
-        down = dict.fromkeys(self.survivors, msgpack(["masking.survivors", self.survivors]))
+        down = {u: self.survivor_frame(self.survivors, self.boxes_for(u)) for u in self.survivors}
         up = {u: msgpack(["masking.consent", self.parties[u].consent]) for u in self.survivors}
         self.consented = self._turn("consent", down, up)
+
+    def boxes_for(self, u: int) -> list[list[Any]]:
+        """The boxes with which the survivors entrust a share of their seed to u."""
+        boxes = {v: self.parties[v].seed_boxes for v in self.survivors}
+        return [[v, boxes[v][u]] for v in self.survivors if u in boxes[v]]
+
+    def survivor_frame(self, survivors: list[int], boxes: list[list[Any]]) -> bytes:
+        return msgpack(["masking.survivors", survivors, boxes])
 
     def _reveal(self) -> None:
         down, up = {}, {}
         self.revealed: dict[int, tuple[dict[int, bytes], dict[int, bytes]]] = {}
         active = self.spec[2] == "masking"
         for u in self.consented if active else self.survivors:
-            signers = [v for v in self.parties[u].neighbours if active and v in self.consented]
-            assert not active or len(signers) >= self.t
-            owners = [v for v in self.shared if u in self.parties[v].boxes]
-            seeds = {v: self.parties[v].seed_shares[u] for v in owners if v in self.survivors}
-            keys = {v: self.parties[v].key_shares[u] for v in owners if v not in self.survivors}
-            self.revealed[u] = seeds, keys
-            down[u] = (
-                msgpack(["masking.consents", [[v, self.parties[v].consent] for v in signers]])
-                if active
-                else msgpack(["masking.survivors", self.survivors])
+            dropped = [v for v in self.shared if v not in self.survivors]
+            seeds = {v: self.parties[v].seed_shares for v in self.survivors}
+            keys = {v: self.parties[v].key_shares for v in dropped}
+            self.revealed[u] = (
+                {v: shares[u] for v, shares in seeds.items() if u in shares},
+                {v: shares[u] for v, shares in keys.items() if u in shares},
             )
-            up[u] = msgpack(["masking.reveal", list(seeds.items()), list(keys.items())])
+            down[u] = (
+                self.consents_frame() if active else self.survivor_frame(self.survivors, self.boxes_for(u))
+            )
+            up[u] = self.reveal_frame(*self.revealed[u])
         self._unmask(self._turn("reveal", down, up))
+
+    def consents_frame(self) -> bytes:
+        """The signatures of as many members as make a quorum, those with the lowest ids; the same for all."""
+        signers = [u for u in self.consented if u in self.members][: self.quorum]
+        assert len(signers) == self.quorum
+        return msgpack(["masking.consents", [[v, self.parties[v].consent] for v in signers]])
+
+    def reveal_frame(self, seeds: Mapping[int, bytes], keys: Mapping[int, bytes]) -> bytes:
+        return msgpack(["masking.reveal", list(seeds.items()), list(keys.items())])
 
     def _unmask(self, there: list[int]) -> None:
         total = [sum(lanes) for lanes in zip(*(self.masked[u] for u in self.survivors), strict=True)]
