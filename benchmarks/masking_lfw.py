@@ -26,9 +26,9 @@ PAGE = HERE.parent / "docs" / "results" / "masking_lfw.md"
 # A client is sent six messages a round; each is lost with this probability, so that 1 - (1 - p)^6 is a tenth.
 LOSS = 1 - 0.9 ** (1 / 6)
 ARMS: dict[str, dict[str, Any]] = {
-    "plain, float32": {"federation.backend": "plain"},
     "masking": {"federation.backend": "masking"},
     "masking, 10 % lost": {"federation.backend": "masking", "engine.losses": LOSS},
+    "plain, float32": {"federation.backend": "plain"},
 }
 
 
