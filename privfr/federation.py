@@ -238,6 +238,7 @@ class Member:
                 raise PolicyRefused(f"the server's {name} is not the one this client was set up with")
         if self.client not in spec.clients:
             raise BadFrame("a roster without this client")
+        self.backend.check(spec, self.keyring)
         if self._run not in (b"", spec.run) or spec.round <= self._begun:
             # Two sums of one round, over other rosters, would differ by somebody's update.
             raise WrongPhase("a round this client has begun before, or one of another run")

@@ -180,8 +180,10 @@ class Backend:
     `RoundSpec.parameters` of a run.  fewest: clients, that table -> the lowest threshold it can keep.
     provision: clients, entropy -> the server's keyring and each client's, as an operator would hand
     them out beforehand.  client_state: spec, client, update, keyring, entropy -> state (a msgspec
-    Struct, so that it can be saved).  server_state: spec, keyring -> state.  open: spec, sealed, keyring ->
-    mean.  describe: clients, threshold, that table -> what follows from them, for reports.
+    Struct, so that it can be saved).  check: spec, client's keyring; raises `RemoteProtocolError` for a round
+    that this client cannot or will not take part in, before it trains for it.  server_state: spec, keyring ->
+    state.  open: spec, sealed, keyring -> mean.  describe: clients, threshold, that table -> what follows
+    from them, for reports.
     """
 
     name: str
@@ -198,6 +200,7 @@ class Backend:
     open: Callable[[RoundSpec, Sealed, Any], Aggregate]
     table: str = ""
     integers: bool = False
+    check: Callable[[RoundSpec, Any], None] = lambda spec, keyring: None
     describe: Callable[[int, int, Mapping[str, Any]], dict[str, float]] = lambda *_: {}
 
 
@@ -271,7 +274,8 @@ class ServerSession:
     def turn(self, inbox: Iterable[tuple[ClientId, Frame]]) -> Outbox:
         """Absorb a phase's answers as they arrive, then close it; gives the next frame for each client.
 
-        Empty once `sealed` is there. Raises `TooFewClients` when fewer than the threshold are left.
+        Empty once `sealed` is there. Raises `TooFewClients` when too few are left, and
+        `RemoteProtocolError` where what they said together gives no sum.
         """
         for client, frame in inbox:
             self.absorb(client, frame)

@@ -544,9 +544,7 @@ def a_run(name: str, saved_at: int | None) -> tuple[bytes, int]:
         for client, frame in outbox.items():
             if saved_at in (frames, -1):
                 for other, member in list(found.members.items()):
-                    fresh = member_of(
-                        member.backend, other, member.keyring, parameters=member.parameters
-                    )
+                    fresh = member_of(member.backend, other, member.keyring, parameters=member.parameters)
                     fresh.restore(member.save())
                     found.members[other] = fresh
             frames += 1

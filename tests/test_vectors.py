@@ -144,12 +144,12 @@ def derived(given: Given) -> dict[str, str]:
     if step == "share_digest":
         found = messages.share_digest(unhex(given["share"]), context, given["owner"], given["holder"])
         return {"digest": found.hex()}
-    of = unhex(given["private"]), unhex(given["public"]), context, given["one"], given["other"]
+    private, public, pair = unhex(given["private"]), unhex(given["public"]), (given["one"], given["other"])
     if step == "box_keys":
-        key_box, seed_box = masks.box_keys(*of)
+        key_box, seed_box = masks.box_keys(masks.agree(private, public), context, *pair)
         return {"key_box": key_box.hex(), "seed_box": seed_box.hex()}
     assert step == "pair_key"
-    return {"key": masks.pair_key(*of).hex()}
+    return {"key": masks.pair_key(private, public, context, *pair).hex()}
 
 
 @cases("derivation")
@@ -227,7 +227,7 @@ def options(given: Given) -> Given:
 def test_graph(case: Given) -> None:
     clients = case["given"]["clients"]
     promise, found = graph_of(clients, options(case["given"]))
-    committee = graph.convene(clients, promise)
+    committee = graph.convene(clients, promise, found)
     assert case["gives"] == {
         "corrupt": promise.corrupt(clients), "dropped": promise.dropped(clients),
         "neighbours": found.neighbours, "shares": found.shares,
@@ -247,7 +247,8 @@ def test_a_refused_graph(case: Given) -> None:
 def test_committee(case: Given) -> None:
     given, gives = case["given"]["promise"], case["gives"]
     promise = graph.Promise(given["corruption"], given["dropout"])
-    assert graph.convene(given["clients"], promise) == graph.Committee(gives["committee"], gives["quorum"])
+    found = graph.convene(given["clients"], promise, graph.Graph(2, 1))
+    assert found == graph.Committee(gives["committee"], gives["quorum"])
 
 
 @cases("graph", "size")

@@ -84,11 +84,19 @@ def point_of(spec: RoundSpec) -> FixedPoint | None:
     return FixedPoint(coding, len(spec.clients), spec.metrics, spec.size, spec.context())
 
 
+def check(spec: RoundSpec, keyring: object = None) -> None:
+    """Raise `BadFrame` for a proposed round whose sum would not fit, or with parameters of another kind."""
+    try:
+        point_of(spec)
+    except InputError as error:
+        raise BadFrame(f"a round that cannot be: {error}") from None
+
+
 @lru_cache(maxsize=16)
 def _coding(encoded: bytes) -> Coding:
     try:
         coding = msgspec.msgpack.decode(encoded, type=Coding)
-    except (msgspec.MsgspecError, InputError) as error:
+    except (msgspec.MsgspecError, ValueError) as error:  # InputError, or a text that is not UTF-8
         raise BadFrame(f"not the parameters of a plain round: {error}") from None
     if msgspec.msgpack.encode(coding) != encoded:
         raise BadFrame("not the canonical encoding of a coding")
@@ -187,4 +195,5 @@ PLAIN = Backend(
     client_state=client_state,
     server_state=server_state,
     open=open_sum,
+    check=check,
 )

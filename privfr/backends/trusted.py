@@ -114,6 +114,7 @@ class Aggregator:
     def _open(self, frame: Frame) -> Message:
         spec = decode(frame, Begin).spec
         spec.check()
+        plain.check(spec)
         if spec.threshold < self._floor:
             raise PolicyRefused(
                 f"threshold {spec.threshold} is below the aggregator's floor of {self._floor}"

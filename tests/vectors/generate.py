@@ -231,7 +231,7 @@ def graph() -> Case:
             refused.append(bad(name, "InputError", **given))
             continue
         corrupt, dropped = ref.counts(clients, corruption, dropout)
-        size, quorum = ref.committee(clients, corruption, dropout)
+        size, quorum = ref.committee(clients, corruption, dropout, complete=k == clients - 1)
         gives = {
             "corrupt": corrupt, "dropped": dropped, "neighbours": k, "shares": t,
             "committee": size, "quorum": quorum,

@@ -281,14 +281,14 @@ def graph(clients: int, corruption: str, dropout: str) -> tuple[int, int]:
     return clients - 1, t
 
 
-def committee(clients: int, corruption: str, dropout: str) -> tuple[int, int]:
+def committee(clients: int, corruption: str, dropout: str, complete: bool = False) -> tuple[int, int]:
     """Members and quorum of the smallest committee in which any two quorums share an honest member.
 
     That may fail with a probability of 2^-128, and a quorum be lost with one of 2^-40. The whole roster
-    needs no luck.
+    needs no luck; it is taken for up to 50 clients, and where the graph is complete.
     """
     corrupt, dropped = counts(clients, corruption, dropout)
-    for size in range(1, clients if clients > 50 else 1):
+    for size in range(1, clients if clients > 50 and not complete else 1):
         # Two quorums overlap in 2 quorum - size members or more, and these must not all be corrupt.
         overlap = _unlikely(clients, corrupt, size, 2**128)
         quorum = max(math.ceil(Fraction(size + overlap, 2)), size // 2 + 1)

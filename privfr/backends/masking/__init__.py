@@ -162,6 +162,7 @@ MASKING = Backend(
     client_state=client_state,
     server_state=server.server_state,
     open=_open,
+    check=client.check,
     table="masking",
     integers=True,
     describe=describe,

@@ -56,7 +56,7 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 def _parameters(encoded: bytes) -> Parameters:
     try:
         found = msgspec.msgpack.decode(encoded, type=Parameters)
-    except (msgspec.MsgspecError, InputError) as error:
+    except (msgspec.MsgspecError, ValueError) as error:  # InputError, or a text that is not UTF-8
         raise BadFrame(f"not the parameters of a masking round: {error}") from None
     if msgspec.msgpack.encode(found) != encoded:
         raise BadFrame("not the canonical encoding of a masking round's parameters")
@@ -115,6 +115,17 @@ class ClientState(msgspec.Struct, frozen=True):
 _with = msgspec.structs.replace
 
 
+def check(spec: RoundSpec, keyring: Keyring) -> None:
+    """Raise `PolicyRefused` for a roster other than the pinned one, `BadFrame` if the sum would not fit."""
+    if set(spec.clients) != set(keyring.roster):
+        # Not even a smaller one: the server could choose it so that its accomplices are many in it.
+        raise PolicyRefused("a roster that is not the one pinned here")
+    try:
+        point_of(spec)
+    except InputError as error:
+        raise BadFrame(f"a round that cannot be: {error}") from None
+
+
 def client_state(
     spec: RoundSpec, client: ClientId, update: Update, keyring: Keyring, entropy: Entropy
 ) -> ClientState:
@@ -128,9 +139,7 @@ def advertise(state: ClientState, begin: Begin, entropy: Entropy) -> tuple[Clien
     spec = state.spec
     if begin.spec.context() != state.context:
         raise WrongPhase("the opening of another round")
-    if set(spec.clients) != set(state.keyring.roster):
-        # Not even a smaller one: the server could choose it so that its accomplices are many in it.
-        raise PolicyRefused("a roster that is not the one pinned here")
+    check(spec, state.keyring)
     box_secret, mask_secret, seed = entropy(32), shamir.draw(entropy), shamir.draw(entropy)
     neighbours = graph.draw(state.client, spec.clients, Parameters.of(spec).graph.neighbours, entropy)
     unsigned = Advert(_public(box_secret), _public(mask_secret), b"")

@@ -171,10 +171,11 @@ def convene(clients: int, promise: Promise, graph: Graph) -> Committee:
     2 quorum > size + c'. The server has a hand in the hash that draws the members and may try many times, so
     this may fail with a probability of 2^-128 only. A quorum is there with the promised dropout but for a
     probability of 2^-40. The whole roster needs no such luck: quorum = floor((n + c) / 2) + 1. It is taken
-    where the graph is complete, so that nothing is left to chance there.
+    for few clients and where the graph is complete, so that nothing is left to chance there.
     """
     corrupt, dropped = promise.corrupt(clients), promise.dropped(clients)
-    for size in () if graph.complete(clients) else range(1, clients):
+    drawn = clients > COMPLETE_UP_TO and not graph.complete(clients)
+    for size in range(1, clients) if drawn else ():
         quorum = _safe_quorum(clients, corrupt, size)
         if quorum and _log2_tail(clients, dropped, size, size - quorum + 1) <= -RISK_BITS:
             return Committee(size, quorum)
