@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from fractions import Fraction
+from functools import cache
+from hashlib import blake2b
 from itertools import combinations, product
 
 import msgspec
@@ -14,14 +16,18 @@ from hypothesis import strategies as st
 from insecure import InsecureEntropy
 
 from privfr.backends.masking.graph import (
+    COMMITTEE_RISK_BITS,
     COMPLETE_UP_TO,
     RISK_BITS,
+    Committee,
     Graph,
     Promise,
     check,
+    convene,
     derive,
     draw,
     fewest,
+    partners,
     risk,
 )
 from privfr.errors import InputError, LocalProtocolError
@@ -33,6 +39,7 @@ def promise_of(n: int, corrupt: int, dropped: int) -> Promise:
     return Promise(corrupt / n, dropped / n)
 
 
+@cache
 def tail(population: int, marked: int, draws: int, least: int) -> Fraction:
     """P[Hypergeometric >= least], by counting."""
     ways = sum(
@@ -161,8 +168,6 @@ def test_of_the_complete_graph_the_risk_is_all_or_nothing(n: int) -> None:
 def test_few_clients_are_all_neighbours_and_survive_the_loss_of_nearly_half(n: int) -> None:
     for corrupt in range(n - 1):
         least = (n - corrupt) // 2 + corrupt
-        if least > n - 1:
-            continue
         graph = derive(n, promise_of(n, corrupt, 0))
         assert graph == Graph(n - 1, least)
         assert graph.complete(n)
@@ -177,7 +182,7 @@ def test_few_clients_are_all_neighbours_and_survive_the_loss_of_nearly_half(n: i
             derive(n, promise_of(n, corrupt, n - least))
 
 
-@pytest.mark.parametrize(("n", "share"), [(51, 0.05), (64, 0.1), (100, 0.05), (60, 0.2)])
+@pytest.mark.parametrize(("n", "share"), [(51, 0.05), (64, 0.1), (100, 0.05), (60, 0.1)])
 def test_a_sparse_graph_has_the_fewest_neighbours_there_can_be(n: int, share: float) -> None:
     """By trying every k and t below with exact integers."""
     promise = Promise(share, share)
@@ -217,10 +222,53 @@ def test_where_a_sparse_graph_cannot_be_the_complete_one_is() -> None:
         assert not any(max(risk(n, promise, Graph(k, t))) <= -RISK_BITS for t in range(1, k + 1))
 
 
-def test_of_a_single_honest_client_all_are_neighbours() -> None:
-    assert derive(60, promise_of(60, 59, 0)) == Graph(59, 59)
-    with pytest.raises(InputError, match="60 of 60"):
-        derive(60, Promise(0.999, 0))
+@pytest.mark.parametrize(
+    ("n", "corrupt"), [(60, 59), (2, 1), (3, 2), (2, 2), (COMPLETE_UP_TO, COMPLETE_UP_TO - 1)]
+)
+def test_of_a_single_honest_client_nothing_is_promised(n: int, corrupt: int) -> None:
+    with pytest.raises(InputError, match=f"{corrupt} of {n} clients may be corrupt.*hides nothing"):
+        derive(n, Promise(min(corrupt / n, 0.999), 0))
+    with pytest.raises(InputError, match=f"{corrupt} of {n} clients may be corrupt.*hides nothing"):
+        check(n, Promise(min(corrupt / n, 0.999), 0), Graph(n - 1, n - 1))
+    if corrupt < n and n > 2:
+        assert derive(n, promise_of(n, corrupt - 1, 0)).complete(n)
+
+
+@pytest.mark.parametrize(("n", "k"), [(3, 1), (4, 1), (4, 2), (4, 3), (5, 2)])
+def test_partners_are_those_drawn_and_those_who_drew(n: int, k: int) -> None:
+    """The mean over all graphs."""
+    choices = [[set(c) for c in combinations(sorted(set(range(n)) - {u}), k)] for u in range(n)]
+    graphs = list(product(*choices))
+    found = sum(len(g[0] | {u for u in range(1, n) if 0 in g[u]}) for g in graphs)
+    assert partners(n, Graph(k, 1)) == pytest.approx(found / len(graphs))
+
+
+@pytest.mark.parametrize(
+    ("n", "corruption", "dropout", "sparse"),
+    [
+        (COMPLETE_UP_TO, 0.0, 0.02, False),
+        (51, 0.05, 0.05, True),
+        (60, 0.1, 0.1, True),
+        (60, 0.2, 0.2, False),
+        (100, 0.2, 0.2, False),
+        (300, 0.2, 0.2, True),
+    ],
+)
+def test_a_graph_is_sparse_where_it_spares_a_quarter_of_the_masks(
+    n: int, corruption: float, dropout: float, sparse: bool
+) -> None:
+    promise = Promise(corruption, dropout)
+    graph = derive(n, promise)
+    assert graph.complete(n) != sparse
+    if sparse:
+        assert partners(n, graph) <= 0.75 * (n - 1)
+        return
+    if n <= COMPLETE_UP_TO:
+        return
+    # No graph that keeps the promise spares as much.
+    for k in range(1, n - 1):
+        if partners(n, Graph(k, 1)) <= 0.75 * (n - 1):
+            assert not any(max(risk(n, promise, Graph(k, t))) <= -RISK_BITS for t in range(1, k + 1))
 
 
 @pytest.mark.parametrize("n", [60, 90])
@@ -322,23 +370,159 @@ def test_a_graph_that_breaks_its_promise_is_refused_with_the_guarantee_and_the_o
         check(100, promise, Graph(99, 95))
 
 
+# The committee ------------------------------------------------------------------------------------------
+
+
+# Any graph that is not complete: nothing else about it matters to a committee.
+SPARSE = Graph(20, 14)
+
+
+@pytest.mark.parametrize("n", range(2, COMPLETE_UP_TO + 1))
+def test_of_few_clients_all_are_the_committee(n: int) -> None:
+    for corrupt in range(n - 1):
+        promise = promise_of(n, corrupt, 0)
+        graph = derive(n, promise)
+        committee = convene(n, promise, graph)
+        assert committee.size == n
+        # All corrupt ones sign both sets, each honest client one: two quorums cannot be, one fewer could.
+        honest, q = n - corrupt, committee.quorum
+        assert all(min(a, honest - a) + corrupt < q for a in range(honest + 1))
+        assert any(min(a, honest - a) + corrupt >= q - 1 for a in range(honest + 1))
+        assert q == graph.shares + 1
+        assert convene(n, promise, Graph(1, 1)) == committee
+
+
+@pytest.mark.parametrize(("n", "share"), [(51, 0.3), (60, 0.2), (100, 0.2), (1000, 0.3)])
+def test_of_a_complete_graph_all_are_the_committee(n: int, share: float) -> None:
+    """So that the fewest survivors are enough for certain, as far as the graph is concerned too."""
+    promise = Promise(share, share)
+    graph, corrupt = derive(n, promise), promise.corrupt(n)
+    assert graph.complete(n)
+    assert convene(n, promise, graph) == Committee(n, (n + corrupt) // 2 + 1)
+    assert convene(n, promise, Graph(n - 2, graph.shares)).size < n
+    assert fewest(n, graph, convene(n, promise, graph)) == graph.shares + 1 == (n + corrupt) // 2 + 1
+
+
+@pytest.mark.parametrize("size", range(1, 8))
+def test_two_quorums_share_an_honest_member_from_the_number_of_corrupt_on_that_is_counted(size: int) -> None:
+    """`convene` bounds P[corrupt members >= 2 quorum - size]; by trying all quorums and corrupt members."""
+    members = set(range(size))
+    for corrupt in range(size + 1):
+        bad = set(range(corrupt))
+        for q in range(1, size + 1):
+            quorums = [set(each) for each in combinations(sorted(members), q)]
+            split = any(one & other <= bad for one, other in product(quorums, quorums))
+            assert split == (corrupt >= 2 * q - size)
+
+
+@pytest.mark.parametrize(
+    ("n", "corruption", "dropout"), [(51, 0.05, 0.05), (60, 0.1, 0.1), (60, 0.2, 0.1), (100, 0.05, 0.05)]
+)
+def test_a_drawn_committee_is_the_smallest_that_cannot_be_split_and_is_there(
+    n: int, corruption: float, dropout: float
+) -> None:
+    """By trying every size and quorum with exact integers."""
+    promise = Promise(corruption, dropout)
+    corrupt, dropped = promise.corrupt(n), promise.dropped(n)
+    found = convene(n, promise, SPARSE)
+    enough = [
+        Committee(m, q)
+        for m in range(1, found.size + 1)
+        for q in range(m // 2 + 1, m + 1)
+        if tail(n, corrupt, m, 2 * q - m) <= Fraction(1, 2**COMMITTEE_RISK_BITS)
+        and tail(n, dropped, m, m - q + 1) <= ALLOWED
+    ]
+    assert found in enough
+    assert {each.size for each in enough} == {found.size}
+    assert found.quorum == min(each.quorum for each in enough)
+
+
+@pytest.mark.parametrize(("n", "share"), [(300, 0.1), (1000, 0.05), (1000, 0.2), (3000, 0.1)])
+def test_risks_of_drawn_committees_are_the_exact_ones(n: int, share: float) -> None:
+    promise = Promise(share, share)
+    corrupt, dropped = promise.corrupt(n), promise.dropped(n)
+    m, q = msgspec.structs.astuple(convene(n, promise, SPARSE))
+    assert m < n
+    assert tail(n, corrupt, m, 2 * q - m) <= Fraction(1, 2**COMMITTEE_RISK_BITS)
+    assert tail(n, corrupt, m, 2 * (q - 1) - m) > Fraction(1, 2**COMMITTEE_RISK_BITS)
+    assert tail(n, dropped, m, m - q + 1) <= ALLOWED
+
+
+@pytest.mark.parametrize(("n", "corruption", "dropout"), [(60, 0.4, 0.3), (70, 0.4, 0.3)])
+def test_where_no_committee_can_be_drawn_it_is_the_whole_roster(
+    n: int, corruption: float, dropout: float
+) -> None:
+    promise = Promise(corruption, dropout)
+    corrupt, dropped = promise.corrupt(n), promise.dropped(n)
+    assert convene(n, promise, SPARSE) == Committee(n, (n + corrupt) // 2 + 1)
+    for size in range(1, n):
+        for q in range(size // 2 + 1, size + 1):
+            safe = tail(n, corrupt, size, 2 * q - size) <= Fraction(1, 2**COMMITTEE_RISK_BITS)
+            assert not (safe and tail(n, dropped, size, size - q + 1) <= ALLOWED)
+
+
+@given(
+    st.sets(st.integers(0, 2**64 - 1), min_size=1, max_size=12),
+    st.binary(min_size=32, max_size=32),
+    st.data(),
+)
+def test_members_are_those_with_the_smallest_hashes(
+    clients: set[int], context: bytes, data: st.DataObject
+) -> None:
+    size = data.draw(st.integers(1, len(clients)))
+    found = Committee(size, 1).members(tuple(sorted(clients)), context)
+    lots = sorted(
+        (
+            blake2b(
+                context + bytes.fromhex(f"{c:016x}"), digest_size=32, person=b"privfr committee"
+            ).hexdigest(),
+            c,
+        )
+        for c in clients
+    )
+    assert found == {client for _, client in lots[:size]}
+    assert found <= Committee(min(size + 1, len(clients)), 1).members(tuple(sorted(clients)), context)
+
+
+def test_every_committee_is_equally_likely() -> None:
+    clients = (3, 5, 8, 9, 70)
+    counts = Counter(
+        tuple(sorted(Committee(2, 2).members(clients, seed.to_bytes(32, "big")))) for seed in range(5000)
+    )
+    assert set(counts) == set(combinations(clients, 2))
+    assert chi_square(counts, 10) < 33.7  # 9 degrees of freedom: once in 10,000
+
+
 # Survivors ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 50])
 def test_so_many_survivors_are_enough_in_a_complete_graph_and_one_fewer_in_none(n: int) -> None:
-    for t in range(1, n):
-        enough = fewest(Graph(n - 1, t))
+    for t, q in product(range(1, n), (1, n // 2 + 1, n)):
+        enough = fewest(n, Graph(n - 1, t), Committee(n, q))
+        assert enough <= n
         assert correctness_bound(n, n - enough, n - 1, t) == 0
+        assert enough >= q
         for k in range(t, n):
-            left = fewest(Graph(k, t)) - 1
-            assert tail(n - 1, left - 1, k, t) == 0  # no survivor can have t others among its neighbours
+            left = fewest(n, Graph(k, t), Committee(n, q)) - 1
+            # No survivor can have t others among its neighbours, or too few can agree.
+            assert tail(n - 1, left - 1, k, t) == 0 or left < q
 
 
-@pytest.mark.parametrize(("n", "share"), [(40, 0.2), (100, 0.05), (1000, 0.1)])
+def test_a_drawn_committee_asks_for_no_more_survivors() -> None:
+    """Whether its quorum is among so few is left to chance: `convene` speaks of the promised dropout."""
+    assert fewest(60, Graph(20, 14), Committee(19, 13)) == 15
+    assert fewest(60, Graph(20, 14), Committee(60, 31)) == 31
+    assert fewest(60, Graph(59, 36), Committee(60, 31)) == 37
+
+
+@pytest.mark.parametrize(("n", "share"), [(40, 0.2), (60, 0.2), (60, 0.3), (100, 0.05), (1000, 0.1)])
 def test_a_round_that_keeps_its_promise_has_enough_survivors(n: int, share: float) -> None:
     promise = Promise(share, share)
-    assert fewest(derive(n, promise)) <= n - promise.dropped(n)
+    graph = derive(n, promise)
+    committee = convene(n, promise, graph)
+    assert fewest(n, graph, committee) <= n - promise.dropped(n)
+    assert committee.quorum <= committee.size
 
 
 # Drawing -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from privfr.backends.masking import masks
-from privfr.backends.masking.masks import add_masks, agree, box_key, derive, pair_key, self_key
+from privfr.backends.masking.masks import add_masks, agree, box_keys, derive, pair_key, self_key
 from privfr.errors import BadFrame, LocalProtocolError
 
 Lanes = NDArray[np.uint32]
@@ -144,6 +144,20 @@ def test_masks_of_all_pairs_cancel_in_the_sum(clients: int, length: int, bits: i
     modulus = np.uint32((1 << bits) - 1)
     found = np.sum([vector & modulus for vector in masked], axis=0, dtype=np.uint32) & modulus
     assert np.array_equal(found, expected & modulus)
+
+
+@pytest.mark.parametrize(
+    ("plus", "minus"),
+    [(masks.OPEN, 0), (masks.OPEN + 1, 1), (1, 2 * masks.OPEN + 1), (masks.OPEN - 1, masks.OPEN)],
+)
+def test_more_keys_than_are_open_at_once_are_all_used(plus: int, minus: int) -> None:
+    total = lanes_of(0, 20)
+    expected = total.astype(np.uint64)
+    keys_of_both = [key_of(i) for i in range(plus + minus)]
+    add_masks(total, keys_of_both[:plus], keys_of_both[plus:])
+    for i, key in enumerate(keys_of_both):
+        expected += stream_of(key, 20) if i < plus else (1 << 32) - stream_of(key, 20).astype(np.uint64)
+    assert np.array_equal(total, (expected % (1 << 32)).astype(np.uint32))
 
 
 @given(lengths, st.integers(1, 9))
@@ -318,13 +332,15 @@ def test_known_keys() -> None:
         "derive": derive(key_of(0), b"privfr test", CONTEXT, 1, b"part").hex(),
         "pair": pair_key(key_of(0), public, CONTEXT, 1, 2).hex(),
         "self": self_key(key_of(0), CONTEXT, 1).hex(),
-        "box": box_key(key_of(0), public, CONTEXT, 1, 2).hex(),
+        "key box": key_box(key_of(0), public, CONTEXT, 1, 2).hex(),
+        "seed box": seed_box(key_of(0), public, CONTEXT, 1, 2).hex(),
     }
     assert found == {
         "derive": "2c0042ba119c351449e2e76dba4bb241890ad2b07cd0d7a172376b2080e922b0",
         "pair": "0427c7659470051817776d633e68ec528020bd1d24a57651702621ecbc9f768b",
         "self": "2d2570458a71b0ac2c0f1b7d4f1e925260fe8e746d91728dc19b0349121e1587",
-        "box": "b4c89a989641b615e0599798741cdaa5f6fa9ce6ec9085828df6bb48bc41a9e4",
+        "key box": "47610d8968f249b6c466530e3292893cfa92f50423945acee0281284f3e361ef",
+        "seed box": "7f2dccc25d43aad26551bf33a6a52f62e9a72a358754769fe8ff7cb5b1353cc7",
     }
 
 
@@ -358,13 +374,21 @@ def test_both_sides_derive_the_same_pair_key(one: int, other: int, u: int, v: in
         assert pair_key(private, public, CONTEXT, u, v) == pair_key(private, public, CONTEXT, v, u) == key
 
 
-def test_a_box_key_is_the_same_for_both_sides_and_another_for_the_way_back() -> None:
+def test_box_keys_are_the_same_for_both_sides_and_others_for_the_way_back() -> None:
     a, b = key_of(0), key_of(1)
-    there = box_key(a, public_of(b), CONTEXT, 3, 5)
-    back = box_key(b, public_of(a), CONTEXT, 5, 3)
-    assert there == box_key(b, public_of(a), CONTEXT, 3, 5)
-    assert back == box_key(a, public_of(b), CONTEXT, 5, 3)
-    assert there != back
+    mine, theirs = agree(a, public_of(b)), agree(b, public_of(a))
+    there, back = box_keys(mine, CONTEXT, 3, 5), box_keys(theirs, CONTEXT, 5, 3)
+    assert there == box_keys(theirs, CONTEXT, 3, 5)
+    assert back == box_keys(mine, CONTEXT, 5, 3)
+    assert len({*there, *back}) == 4
+
+
+def key_box(private: bytes, public: bytes, context: bytes, sender: int, recipient: int) -> bytes:
+    return box_keys(agree(private, public), context, sender, recipient)[0]
+
+
+def seed_box(private: bytes, public: bytes, context: bytes, sender: int, recipient: int) -> bytes:
+    return box_keys(agree(private, public), context, sender, recipient)[1]
 
 
 def test_every_input_changes_the_key() -> None:
@@ -375,7 +399,7 @@ def test_every_input_changes_the_key() -> None:
         self_key(key_of(0), elsewhere, 1),
     ]
     found += [self_key(key_of(1), CONTEXT, 1)]
-    for key in (pair_key, box_key):
+    for key in (pair_key, key_box, seed_box):
         found += [
             key(private, public, CONTEXT, 1, 2),
             key(key_of(2), public, CONTEXT, 1, 2),
@@ -387,9 +411,10 @@ def test_every_input_changes_the_key() -> None:
     assert len(set(found)) == len(found)
 
 
-def test_the_purpose_alone_tells_mask_own_mask_and_box_apart() -> None:
+def test_the_purpose_alone_tells_mask_own_mask_and_boxes_apart() -> None:
     private, public = key_of(0), public_of(key_of(1))
     shared = agree(private, public)
     assert pair_key(private, public, CONTEXT, 1, 2) == derive(shared, b"privfr mask", CONTEXT, 1, 2)
-    assert box_key(private, public, CONTEXT, 1, 2) == derive(shared, b"privfr box", CONTEXT, 1, 2)
+    assert key_box(private, public, CONTEXT, 1, 2) == derive(shared, b"privfr key box", CONTEXT, 1, 2)
+    assert seed_box(private, public, CONTEXT, 1, 2) == derive(shared, b"privfr seed box", CONTEXT, 1, 2)
     assert self_key(shared, CONTEXT, 1) == derive(shared, b"privfr self", CONTEXT, 1)

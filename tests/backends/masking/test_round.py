@@ -22,8 +22,8 @@ from insecure import CODING, METRICS, OPTIONS, InsecureEntropy, RoundInHand, spe
 
 from privfr.backends import backend, masking
 from privfr.backends.masking.client import Parameters, point_of
-from privfr.backends.masking.graph import Graph, Promise
-from privfr.backends.masking.messages import Advertise
+from privfr.backends.masking.graph import Committee, Graph, Promise, convene
+from privfr.backends.masking.messages import Advertise, Consents
 from privfr.backends.plain import PLAIN
 from privfr.coding import Coding, pack
 from privfr.errors import InputError, RemoteProtocolError, TooFewClients
@@ -55,7 +55,7 @@ class Round(RoundInHand):
         point = point_of(self.spec)
         lanes = [point.encode(self.updates[c], self.entropy(c)).tolist() for c in survivors]
         total = [sum(column) % (1 << point.modulus_bits) for column in zip(*lanes, strict=True)]
-        return pack(np.array(total, np.uint32), point.modulus_bits)
+        return bytes(pack(np.array(total, np.uint32), point.modulus_bits))
 
 
 def round_of(
@@ -65,11 +65,16 @@ def round_of(
     threshold: int,
     coding: Coding = CODING,
     seed: int = 0,
+    committee: Committee | None = None,
 ) -> Round:
-    """A round with these parameters, whether or not they would keep any promise."""
+    """A round with these parameters, whether or not they would keep any promise.
+
+    Without a committee, with the one for no accomplices.
+    """
     found, size = backend(name), next(iter(updates.values())).vector.size
     spec = spec_of(found, updates, size=size)
-    parameters = msgspec.msgpack.encode(Parameters(coding, graph))
+    committee = committee or convene(len(updates), Promise(0, 0), graph)
+    parameters = msgspec.msgpack.encode(Parameters(coding, graph, committee))
     spec = msgspec.structs.replace(spec, threshold=threshold, parameters=parameters)
     return Round(found, spec, updates, seed)
 
@@ -213,6 +218,8 @@ def foretold(played: Played, lost_in: Mapping[ClientId, int]) -> tuple[str, set[
     def with_enough(among: set[ClientId], there: set[ClientId]) -> set[ClientId]:
         return {c for c in among if len(drawn[c] & there) >= t}
 
+    # A survivor's seed is held by its neighbours that have shared, a lost one's key by those that have
+    # advertised: of either, the survivors can reveal.
     advertised = heard(set(spec.clients), "advertise")
     shared = heard(with_enough(advertised, advertised), "share")
     survivors = heard(with_enough(shared, shared), "mask")
@@ -223,9 +230,12 @@ def foretold(played: Played, lost_in: Mapping[ClientId, int]) -> tuple[str, set[
     if with_enough(shared, survivors) != shared:
         return "mask", set()
     if "consent" in phases:
-        consented = heard(survivors, "consent")
-        left = with_enough(consented, consented)
-        if min(len(consented), len(left)) < spec.threshold or with_enough(shared, left) != shared:
+        left = heard(survivors, "consent")
+        committee = Parameters.of(spec).committee
+        agreed = committee.members(spec.clients, spec.context()) & left
+        if len(left) < spec.threshold or with_enough(shared, left) != shared:
+            return "consent", set()
+        if len(agreed) < committee.quorum:
             return "consent", set()
     revealed = heard(left, "reveal")
     if len(revealed) < spec.threshold or with_enough(shared, revealed) != shared:
@@ -265,9 +275,11 @@ def any_round(draw: st.DrawFn) -> tuple[Round, dict[ClientId, int]]:
     )
     k = draw(st.integers(1, n - 1))
     t = draw(st.integers(1, k))
+    size = draw(st.integers(1, n))
+    committee = Committee(size, draw(st.integers(1, size)))
     threshold, seed = draw(st.integers(1, n)), draw(st.integers(0, 2**32))
     updates = {client: whole_update(seed, i) for i, client in enumerate(ids)}
-    round_ = round_of(name, updates, Graph(k, t), threshold, seed=seed)
+    round_ = round_of(name, updates, Graph(k, t), threshold, seed=seed, committee=committee)
     return round_, draw(losses(ids, len(round_.backend.server_steps)))
 
 
@@ -280,24 +292,59 @@ def test_over_any_graph_the_sum_is_exact_or_the_round_fails_where_foretold(
 
 
 def test_the_property_above_meets_every_case() -> None:
-    """Sparse rounds that end, and rounds that fail in each phase, for want of clients and of holders."""
+    """Sparse rounds that end, and those that fail in each phase, for want of clients, holders, members."""
     found = set()
     for seed in range(8):
         for phase in range(5):
             for lost in (1, 2, 3, 5):
-                round_ = round_of("masking", whole_updates(7), Graph(4, 3), 3, seed=seed)
+                round_ = round_of(
+                    "masking", whole_updates(7), Graph(4, 3), 3, seed=seed, committee=Committee(4, 3)
+                )
                 played = assert_as_foretold(round_, dict.fromkeys(range(1, lost + 1), phase))
-                wanting = [what for what in ("holders", "shares of") if what in str(played.error)]
+                wanting = [
+                    what for what in ("holders", "shares of", "committee") if what in str(played.error)
+                ]
                 found.add((played.failed, *wanting[:1]))
     for_want_of_clients = {("",), ("advertise",), ("share",), ("mask",), ("consent",), ("reveal",)}
-    assert (
-        for_want_of_clients | {("mask", "holders"), ("consent", "holders"), ("reveal", "shares of")} == found
-    )
+    of_holders = {("mask", "holders"), ("consent", "holders"), ("reveal", "shares of")}
+    assert for_want_of_clients | of_holders | {("consent", "committee")} == found
+
+
+@both
+def test_a_lost_clients_key_without_holders_ends_the_round_before_a_share_is_out(name: str) -> None:
+    """Client 1 is lost with all its neighbours; the seeds of those who survive could be opened."""
+    found = 0
+    for seed in range(20):
+        drawn = play(round_of(name, whole_updates(8), Graph(2, 1), 2, seed=seed), {}).drawn
+        survivors = set(drawn) - drawn[1] - {1}
+        if not all(drawn[client] & survivors for client in {*drawn} - {1}):
+            continue
+        found += 1
+        committee = Committee(8, 1)
+        round_ = round_of(name, whole_updates(8), Graph(2, 1), 2, seed=seed, committee=committee)
+        assert play(round_, dict.fromkeys(drawn[1] | {1}, 2)).failed == "mask"
+        round_ = round_of(name, whole_updates(8), Graph(2, 1), 2, seed=seed, committee=committee)
+        assert (
+            assert_as_foretold(round_, dict.fromkeys(drawn[1], 2) | {1: 1}).failed == ""
+        )  # it shared nothing
+    assert found
+
+
+def test_a_client_is_shown_as_many_consents_as_it_needs() -> None:
+    round_ = round_of("masking", whole_updates(7), Graph(6, 3), 4, committee=Committee(5, 3))
+    members = Committee(5, 3).members(round_.spec.clients, round_.spec.context())
+    outbox = round_.opening()
+    for _ in range(4):
+        outbox = round_.server.turn([(c, round_.clients[c].receive(f)) for c, f in outbox.items()])
+    assert set(outbox) == set(round_.spec.clients)
+    for frame in outbox.values():
+        assert [c for c, _ in decode(frame, Consents).signatures] == sorted(members)[:3]
 
 
 PROMISES = [
     (60, 0.1, 0.1, 0, 0, False),  # sparse: derived
     (60, 0.0, 0.1, 24, 17, False),  # sparse: raw numbers
+    (51, 0.3, 0.3, 0, 0, True),  # complete, and large
     (40, 0.2, 0.2, 0, 0, True),
     (25, 0.3, 0.2, 24, 19, True),
     (13, 0.0, 0.4, 0, 0, True),
@@ -312,11 +359,14 @@ def test_a_round_ends_if_no_more_drop_out_than_promised(
     name: str, n: int, corruption: float, dropout: float, k: int, t: int, complete: bool, data: st.DataObject
 ) -> None:
     options = {"corruption": corruption, "dropout": dropout, "neighbours": k, "shares": t}
-    most = Promise(corruption, dropout).dropped(n)
+    promise = Promise(corruption, dropout)
+    most = promise.dropped(n)
     graph = masking.graph_of(n, options)[1]
     assert graph.complete(n) == complete
     seed = data.draw(st.integers(0, 2**32))
-    round_ = round_of(name, whole_updates(n, seed), graph, n - most, seed=seed)
+    round_ = round_of(
+        name, whole_updates(n, seed), graph, n - most, seed=seed, committee=convene(n, promise, graph)
+    )
     assert round_.spec.parameters == masking.plan(n, n - most, CODING, options)
     phases = len(round_.backend.server_steps)
     lost = data.draw(
@@ -428,20 +478,26 @@ def test_the_mean_is_within_its_error_of_the_one_in_float32(
 
 
 @pytest.mark.parametrize(
-    ("n", "threshold", "changes", "graph"),
+    ("n", "threshold", "changes", "graph", "committee"),
     [
-        (10, 8, {}, Graph(9, 5)),  # derived: half of the 9 honest, rounded down, and the corrupt one
-        (10, 8, {"neighbours": 9, "shares": 7}, Graph(9, 7)),
-        (10, 6, {"neighbours": 9, "shares": 5}, Graph(9, 5)),
-        (60, 54, {"neighbours": 24, "shares": 17}, Graph(24, 17)),
+        # Derived: half of the 9 honest, rounded down, and the corrupt one; more than half of 10 + 1.
+        (10, 8, {}, Graph(9, 5), Committee(10, 6)),
+        (10, 8, {"neighbours": 9, "shares": 7}, Graph(9, 7), Committee(10, 6)),
+        (10, 6, {"neighbours": 9, "shares": 5}, Graph(9, 5), Committee(10, 6)),
+        (60, 54, {"neighbours": 24, "shares": 17}, Graph(24, 17), Committee(19, 13)),
     ],
 )
 def test_numbers_that_keep_the_promise_are_taken(
-    n: int, threshold: int, changes: dict[str, int], graph: Graph
+    n: int, threshold: int, changes: dict[str, int], graph: Graph, committee: Committee
 ) -> None:
     options = OPTIONS | {"corruption": 0.1, "dropout": 0.1} | changes
     encoded = masking.plan(n, threshold, CODING, options)
-    assert msgspec.msgpack.decode(encoded, type=Parameters) == Parameters(CODING, graph)
+    assert msgspec.msgpack.decode(encoded, type=Parameters) == Parameters(CODING, graph, committee)
+    told = masking.describe(n, threshold, options)
+    assert (told["neighbours"], told["shares"]) == msgspec.structs.astuple(graph)
+    assert (told["committee"], told["quorum"]) == msgspec.structs.astuple(committee)
+    assert told["corrupt"] == n // 10
+    assert told["dropped"] == n - threshold
 
 
 @pytest.mark.parametrize(
@@ -458,6 +514,7 @@ def test_numbers_that_keep_the_promise_are_taken(
         (5, {}, "federation.threshold: 5 .* at least 6"),
         (7, {"neighbours": 9, "shares": 7}, "federation.threshold: 7 .* at least 8"),
         (8, {"corruption": 0.9}, "a sum hides nothing"),
+        (10, {"corruption": 0.9, "neighbours": 9, "shares": 9}, "a sum hides nothing"),
         (8, {"dropout": 0.6}, "cannot do with 1 of 10"),
         (8, {"dropout": 1.0}, "dropout"),
     ],
