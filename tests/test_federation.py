@@ -608,3 +608,37 @@ def test_a_coordinator_without_clients_to_spare() -> None:
     for roster, threshold in [((1, 2), 3), ((2, 1), 2), ((1, 1, 2), 2), ((1, 2, 3), 0)]:
         with pytest.raises(PrivfrError):
             Coordinator(RUN, backend, None, roster, threshold, LAYOUT, CONFIG, METRICS, model).open()
+
+
+def test_a_policy_names_the_whole_roster() -> None:
+    spec = spec_of(federation("plain").coordinator.backend, (1, 2, 3))
+    Policy(roster=(1, 2, 3)).check(spec)
+    for roster in ((1, 2), (1, 2, 3, 4), (1, 2, 4)):
+        with pytest.raises(PolicyRefused, match="roster"):
+            Policy(roster=roster).check(spec)
+
+
+@every_backend
+def test_a_policy_lowers_a_clients_weight_whatever_the_server_says(name: str) -> None:
+    found = federation(name, 3)
+    for member in found.members.values():
+        member.policy = Policy(maximum_weight=2.0)
+    weights = [min(2.0, WholeLearner(client).update(0, 1).weight) for client in found.members]
+    assert sum(weights) < sum(WholeLearner(client).update(0, 1).weight for client in found.members)
+    assert round_of(found).weight == sum(weights)
+
+
+@every_backend
+def test_a_refused_proposal_trains_nobody(name: str) -> None:
+    found = federation(name, 3)
+    member = found.members[1]
+    member.model = np.zeros(SIZE, np.float32)
+    learner = member.learner
+    assert isinstance(learner, WholeLearner)
+    larger = msgspec.structs.replace(spec_of(member.backend, (1, 2, 3)), clients=(1, 2, 3, 4, 5, 6))
+    if found.coordinator.backend.integers:
+        with pytest.raises(PolicyRefused):
+            member.receive(encode(Begin(larger, EMPTY)))
+        assert learner.learnt == 0
+    member.receive(encode(Begin(spec_of(member.backend, (1, 2, 3)), EMPTY)))
+    assert learner.learnt == 1

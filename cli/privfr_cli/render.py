@@ -199,8 +199,8 @@ def promise(found: dict[str, float]) -> None:
         soft_wrap=True,
     )
     out.print(
-        f"an update stays private while at most {corrupt} clients collude with the server"
-        f"{_unless(found['privacy'])}; a round can lose {dropped} clients and end well"
+        f"an update stays private while no more than {corrupt} of the clients collude with the server"
+        f"{_unless(found['privacy'])}; a round can lose {dropped} of them and end well"
         f"{_unless(found['correctness'])}",
         soft_wrap=True,
     )

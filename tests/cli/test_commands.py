@@ -339,3 +339,43 @@ def test_help_is_fast_and_does_without_torch() -> None:
     assert min(seconds) < 0.5, f"{min(seconds):.2f} s"
     code = "import sys, privfr, privfr_cli.app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_info_derives_the_graph_of_masking(privfr: Command) -> None:
+    found = privfr("info", "--clients", 100, "--json").json["masking"]
+    assert (found["clients"], found["corrupt"], found["dropped"]) == (100, 5, 5)
+    assert (found["neighbours"], found["shares"], found["committee"], found["quorum"]) == (16, 11, 16, 11)
+    assert found["privacy"] < -40
+    shown = privfr("info", "--clients", 1000, "--corruption", 0.1, "--dropout", 0.1).done().out
+    for words in (
+        "84 neighbours",
+        "50 of whom",
+        "100 of the clients collude",
+        "113 of 156 must agree",
+        "2^-41",
+    ):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--clients", 2], ["1 of 2 clients may be corrupt", "--corruption 0"]),
+        (["--clients", 10, "--corruption", 0.6, "--dropout", 0.3], ["lower --corruption or --dropout"]),
+        (["--clients", 10, "--dropout", 1.5], ["dropout", "share"]),
+    ],
+)
+def test_info_refuses_a_promise_that_cannot_be_kept(
+    privfr: Command, flags: list[object], words: list[str]
+) -> None:
+    privfr("info", *flags).refused(*words)
+
+
+def test_run_refuses_raw_numbers_that_break_the_promise(
+    privfr: Command, people: Path, tmp_path: Path
+) -> None:
+    raw = ["--set", "masking.neighbours=2", "--set", "masking.shares=1"]
+    privfr("run", "--data", people, "--out", tmp_path / "r", *FLAGS, *raw).refused("privacy", "2^-40")
+    half = ["--set", "masking.neighbours=2"]
+    privfr("run", "--data", people, "--out", tmp_path / "r", *FLAGS, *half).refused("masking.shares", "both")
+    assert not (tmp_path / "r").exists()

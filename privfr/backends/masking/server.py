@@ -53,6 +53,8 @@ class Trust:
 
     def box(self, holder: ClientId) -> bytes:
         """Box for one of the holders."""
+        if not self.boxes:
+            raise LocalProtocolError("the frames of a phase that is over: its boxes were delivered")
         at = bisect_left(self.holders, holder)
         return self.boxes[at * BOX_BYTES : (at + 1) * BOX_BYTES]
 
