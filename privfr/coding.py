@@ -79,6 +79,17 @@ class Coding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         if self.rounding not in ("nearest", "stochastic"):
             raise InputError(f'rounding is {self.rounding!r}: give "nearest" or "stochastic"')
 
+    def check_fits(self, clients: int) -> None:
+        """Raise `InputError` where a sum over so many clients would not fit 32 bits."""
+        needed = _modulus_bits(self.bits, clients)
+        if needed > 32:
+            most = max((bits for bits in range(2, 25) if _modulus_bits(bits, clients) <= 32), default=0)
+            remedy = f"set bits to {most} or less" if most else "let fewer clients take part in a round"
+            raise InputError(
+                f"bits is {self.bits}: a sum over {clients} clients then needs {needed} bits and 32 is the "
+                f"most; {remedy}"
+            )
+
 
 @dataclass(frozen=True)
 class FixedPoint:
@@ -105,13 +116,7 @@ class FixedPoint:
         """Check that a sum fits."""
         if self.clients < 1 or self.size < 1:
             raise LocalProtocolError(f"nothing to encode: {self.clients} clients, {self.size} numbers")
-        if self.modulus_bits > 32:
-            most = max((bits for bits in range(2, 25) if _modulus_bits(bits, self.clients) <= 32), default=0)
-            remedy = f"set bits to {most} or less" if most else "let fewer clients take part in a round"
-            raise InputError(
-                f"bits is {self.coding.bits}: a sum over {self.clients} clients then needs "
-                f"{self.modulus_bits} bits and 32 is the most; {remedy}"
-            )
+        self.coding.check_fits(self.clients)
 
     @property
     def modulus_bits(self) -> int:

@@ -27,7 +27,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -58,6 +59,7 @@ __all__ = [
     "Sealed",
     "ServerSession",
     "ServerStep",
+    "parameters_of",
 ]
 
 ClientId = int
@@ -68,6 +70,29 @@ ENVELOPE = 1024
 
 # Numbers in the largest vector a peer may ask this side to make room for: 1 GiB as float32.
 LARGEST_SIZE = 1 << 28
+
+
+P = TypeVar("P", bound=msgspec.Struct)
+
+
+def parameters_of(encoded: bytes, kind: type[P]) -> P:
+    """Read `RoundSpec.parameters` as a backend's own type. Raises `BadFrame` for all but its one encoding."""
+    found: P = _read_parameters(encoded, kind)
+    return found
+
+
+@lru_cache(maxsize=32)
+def _read_parameters(encoded: bytes, kind: type[msgspec.Struct]) -> Any:
+    try:
+        found = msgspec.msgpack.decode(encoded, type=kind)
+    except (
+        msgspec.MsgspecError,
+        ValueError,
+    ) as error:  # also a value out of range, or text that is not UTF-8
+        raise BadFrame(f"not the parameters of such a round: {error}") from None
+    if msgspec.msgpack.encode(found) != encoded:
+        raise BadFrame("not the canonical encoding of a round's parameters")
+    return found
 
 
 class RoundSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -29,6 +28,7 @@ from privfr.protocol import (
     RoundSpec,
     Sealed,
     ServerStep,
+    parameters_of,
 )
 from privfr.vector import Aggregate, Update, Vector, from_bytes, is_readable, mean_of_sum, view
 from privfr.wire import Message, register
@@ -73,14 +73,17 @@ class ServerState:
 
 def plan(clients: int, threshold: int, coding: Coding | None, options: Mapping[str, Any]) -> bytes:
     """Encode the coding that clients and server agree on; nothing for float32."""
-    return b"" if coding is None else msgspec.msgpack.encode(coding)
+    if coding is None:
+        return b""
+    coding.check_fits(clients)
+    return msgspec.msgpack.encode(coding)
 
 
 def point_of(spec: RoundSpec) -> FixedPoint | None:
     """Integer coding of a round, None for float32. Raises `BadFrame` for parameters of another kind."""
     if not spec.parameters:
         return None
-    coding = _coding(spec.parameters)
+    coding = parameters_of(spec.parameters, Coding)
     return FixedPoint(coding, len(spec.clients), spec.metrics, spec.size, spec.context())
 
 
@@ -90,17 +93,6 @@ def check(spec: RoundSpec, keyring: object = None) -> None:
         point_of(spec)
     except InputError as error:
         raise BadFrame(f"a round that cannot be: {error}") from None
-
-
-@lru_cache(maxsize=16)
-def _coding(encoded: bytes) -> Coding:
-    try:
-        coding = msgspec.msgpack.decode(encoded, type=Coding)
-    except (msgspec.MsgspecError, ValueError) as error:  # InputError, or a text that is not UTF-8
-        raise BadFrame(f"not the parameters of a plain round: {error}") from None
-    if msgspec.msgpack.encode(coding) != encoded:
-        raise BadFrame("not the canonical encoding of a coding")
-    return coding
 
 
 def client_state(

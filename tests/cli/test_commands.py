@@ -378,4 +378,6 @@ def test_run_refuses_raw_numbers_that_break_the_promise(
     privfr("run", "--data", people, "--out", tmp_path / "r", *FLAGS, *raw).refused("privacy", "2^-40")
     half = ["--set", "masking.neighbours=2"]
     privfr("run", "--data", people, "--out", tmp_path / "r", *FLAGS, *half).refused("masking.shares", "both")
+    many = ["--clients", 300, "--set", "coding.bits=24"]
+    privfr("run", "--data", people, "--out", tmp_path / "r", *many).refused("bits is 24", "set bits to 23")
     assert not (tmp_path / "r").exists()

@@ -23,9 +23,9 @@ from fuzz.server import ACTIONS, server
 
 from privfr.backends import plain
 from privfr.backends.masking import client as masking
-from privfr.coding import pack, unpack
+from privfr.coding import Coding, pack, unpack
 from privfr.errors import BadFrame, RemoteProtocolError
-from privfr.protocol import Begin
+from privfr.protocol import Begin, parameters_of
 from privfr.wire import _registry, decode, encode, kind
 
 __all__ = ["TARGETS", "run", "seeds"]
@@ -71,9 +71,10 @@ def _spec(begin: Begin) -> None:
 
 
 def _parameters(encoded: bytes) -> None:
-    for read in (masking._parameters, plain._coding):
+    for expected in (masking.Parameters, Coding):
         with suppress(BadFrame):
-            assert msgspec.msgpack.encode(read(encoded)) == encoded, "decoded what is not canonical"
+            found = parameters_of(encoded, expected)
+            assert msgspec.msgpack.encode(found) == encoded, "decoded what is not canonical"
 
 
 def _packed(choices: Choices) -> None:

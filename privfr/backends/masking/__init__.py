@@ -76,6 +76,7 @@ def plan(clients: int, threshold: int, coding: Coding | None, options: Mapping[s
     """Work out a run's parameters. Raises `InputError` for a promise that cannot be kept."""
     if coding is None:
         raise InputError("coding.bits: masking adds up whole numbers; give 2 to 24 bits, usually 16")
+    coding.check_fits(clients)
     promise, graph = graph_of(clients, options)
     least = _fewest(clients, options)
     if threshold < least:

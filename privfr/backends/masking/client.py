@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import msgspec
 import numpy as np
 from nacl.exceptions import CryptoError
@@ -33,7 +31,7 @@ from privfr.backends.masking.messages import (
 )
 from privfr.coding import Coding, FixedPoint, pack
 from privfr.errors import BadFrame, InputError, PolicyRefused, WrongPhase
-from privfr.protocol import Begin, ClientId, Entropy, RoundSpec
+from privfr.protocol import Begin, ClientId, Entropy, RoundSpec, parameters_of
 from privfr.vector import Update
 
 __all__ = ["ClientState", "Keyring", "Parameters", "client_state", "point_of"]
@@ -49,18 +47,7 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     @classmethod
     def of(cls, spec: RoundSpec) -> Parameters:
         """Read a spec's parameters. Raises `BadFrame` for what is not the encoding of any."""
-        return _parameters(spec.parameters)
-
-
-@lru_cache(maxsize=16)
-def _parameters(encoded: bytes) -> Parameters:
-    try:
-        found = msgspec.msgpack.decode(encoded, type=Parameters)
-    except (msgspec.MsgspecError, ValueError) as error:  # InputError, or a text that is not UTF-8
-        raise BadFrame(f"not the parameters of a masking round: {error}") from None
-    if msgspec.msgpack.encode(found) != encoded:
-        raise BadFrame("not the canonical encoding of a masking round's parameters")
-    return found
+        return parameters_of(spec.parameters, cls)
 
 
 def point_of(spec: RoundSpec) -> FixedPoint:
