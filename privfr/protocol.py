@@ -286,6 +286,7 @@ class ServerSession:
 
     def __post_init__(self) -> None:
         self._at, self._over = 0, False
+        self._limit = self.backend.server_steps[0].limit(self.spec)
         self._awaited = set(self.spec.clients)
         self._heard: set[ClientId] = set()
         self._answered: set[ClientId] = set()
@@ -314,7 +315,7 @@ class ServerSession:
         step = self.backend.server_steps[self._at]
         try:
             self._admit(client)
-            answer = decode(frame, step.collects, step.limit(self.spec))
+            answer = decode(frame, step.collects, self._limit)
             self.state = step.absorb(self.state, client, answer)
         except RemoteProtocolError as error:
             self.faults.append((client, f"{step.phase}: {type(error).__name__}: {error}"))
@@ -343,6 +344,8 @@ class ServerSession:
         self._at += 1
         if isinstance(out, Sealed):
             self.sealed, self._over, out = out, True, {}
+        else:
+            self._limit = self.backend.server_steps[self._at].limit(self.spec)
         self._awaited, self._heard, self._answered = set(out), set(), set()
         return Outbox(out)
 

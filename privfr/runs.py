@@ -260,14 +260,15 @@ class _Run:
     # One round
 
     def _round(self, coordinator: Coordinator, engine: LocalEngine, members: dict[int, Member]) -> None:
-        inside, trained = engine.seconds, sum(member.learn_seconds for member in members.values())
+        def trained() -> float:
+            return sum(member.learn_seconds for member in members.values())
 
         def spent() -> float:
-            return engine.seconds - sum(member.learn_seconds for member in members.values())
+            return engine.seconds - trained()
 
+        before = trained(), spent()
         outcome = run_round(engine.exchange, coordinator, spent)
-        trained = sum(member.learn_seconds for member in members.values()) - trained
-        self._account(trained, engine.seconds - inside - trained, outcome.server_seconds)
+        self._account(trained() - before[0], spent() - before[1], outcome.server_seconds)
         outcome.faults = [*outcome.faults, *engine.refusals]
         engine.refusals.clear()
         done = coordinator.round

@@ -6,9 +6,14 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["OURS", "Case", "bad", "case", "made_up"]
+__all__ = ["OURS", "SPEC_FIELDS", "Case", "bad", "case", "made_up"]
 
 OURS = "privfr, independent reference in tests/vectors/reference.py"
+
+# Of a RoundSpec, in the order of its encoding; its parameters come after them.
+SPEC_FIELDS = (
+    "run", "round", "backend", "clients", "threshold", "metrics", "size", "layout", "model", "config"
+)  # fmt: skip
 
 Case = dict[str, Any]
 

@@ -23,7 +23,7 @@ import lies
 import published
 import reference as ref
 import rounds
-from cases import Case, bad, case, made_up
+from cases import SPEC_FIELDS, Case, bad, case, made_up
 
 HERE = Path(__file__).parent
 CONTEXT = bytes(range(32))
@@ -519,18 +519,6 @@ def _bad_signatures(identity: bytes) -> list[Case]:
 
 def spec() -> Case:
     cases = []
-    names = (
-        "run",
-        "round",
-        "backend",
-        "clients",
-        "threshold",
-        "metrics",
-        "size",
-        "layout",
-        "model",
-        "config",
-    )
     plain = [b"r" * 16, 0, "plain", [0, 1], 1, [], 1, b"l" * 32, b"m" * 32, b"c" * 32]
     long = [
         made_up("run", 16),
@@ -556,7 +544,7 @@ def spec() -> Case:
             (clip, *coding), *rest = parameters
             encoded = ref.msgpack([[float(clip), *coding], *rest])
         wire = [*fields, encoded]
-        given = dict(zip(names, fields, strict=True))
+        given = dict(zip(SPEC_FIELDS, fields, strict=True))
         if parameters:
             given |= dict(zip(("coding", "graph", "committee"), parameters, strict=True))
         gives = {"parameters": encoded, "encoded": ref.msgpack(wire), "context": ref.context_of(wire)}

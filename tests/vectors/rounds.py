@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import reference as ref
-from cases import Case, case, made_up
+from cases import SPEC_FIELDS, Case, case, made_up
 
 __all__ = [
     "ABOUT",
@@ -101,20 +101,8 @@ def played(name: str) -> ref.Round:
 
 def played_case(name: str, found: ref.Round) -> Case:
     """What everybody is given in a round, and all that is said in it."""
-    names = (
-        "run",
-        "round",
-        "backend",
-        "clients",
-        "threshold",
-        "metrics",
-        "size",
-        "layout",
-        "model",
-        "config",
-    )
     given = {
-        "spec": dict(zip(names, found.spec[:10], strict=True)) | {"parameters": found.wire_spec[10]},
+        "spec": dict(zip(SPEC_FIELDS, found.spec[:10], strict=True)) | {"parameters": found.wire_spec[10]},
         "clients": [
             {"client": u, "identity": p.identity, "key": ref.ed25519_public(p.identity), "update": p.update,
              "entropy": p.draws.taken}

@@ -24,6 +24,7 @@ from privfr.backends.masking.messages import (
     Shares,
     Survivors,
     advert_bytes,
+    ascending,
     share_digest,
     sign,
     survivor_bytes,
@@ -140,7 +141,7 @@ def advertise(state: ClientState, begin: Begin, entropy: Entropy) -> tuple[Clien
 def share(state: ClientState, book: KeyBook, entropy: Entropy) -> tuple[ClientState, Shares]:
     """Share the mask key among the neighbours that are there (spec 4.2)."""
     holders = tuple(client for client, _ in book.adverts)
-    if list(holders) != sorted(set(holders)) or not set(holders) <= set(state.neighbours):
+    if not ascending(holders, set(state.neighbours)):
         raise BadFrame("adverts of others than this client's neighbours, out of order or there twice")
     adverts = dict(book.adverts)
     for client, advert in adverts.items():
@@ -158,7 +159,7 @@ def mask(state: ClientState, book: ShareBook, entropy: Entropy) -> tuple[ClientS
     who opens it, it could have those open it whose masks it left out.
     """
     there = book.neighbours
-    if list(there) != sorted(set(there)) or not set(there) <= set(state.adverts):
+    if not ascending(there, state.adverts.keys()):
         raise BadFrame("neighbours that have not advertised, out of order or there twice")
     threshold = _enough(state, there, "have shared")
     state, choosers = _take_boxes(state, book)
@@ -191,7 +192,7 @@ def reveal(state: ClientState, message: Consents, entropy: Entropy) -> tuple[Cli
     signers = [client for client, _ in message.signatures]
     committee = Parameters.of(state.spec).committee
     members = committee.members(state.spec.clients, state.context)
-    if signers != sorted(set(signers)) or not members.intersection(state.survivors).issuperset(signers):
+    if not ascending(signers, members.intersection(state.survivors)):
         raise BadFrame("consents of others than surviving committee members, out of order or there twice")
     if len(signers) < committee.quorum:
         raise PolicyRefused(f"only {len(signers)} of the committee agree; {committee.quorum} must")
@@ -209,15 +210,14 @@ def reveal_unsigned(state: ClientState, message: Survivors, entropy: Entropy) ->
 def _agree(state: ClientState, message: Survivors) -> ClientState:
     """Check the survivors and open their boxes."""
     survivors, spec = message.clients, state.spec
-    there = set(survivors)
-    if list(survivors) != sorted(there) or not there <= set(spec.clients):
+    if not ascending(survivors, set(spec.clients)):
         raise BadFrame("survivors that are not of the roster, out of order or there twice")
-    if state.client not in there:
+    if state.client not in survivors:
         raise BadFrame("survivors without this client, who is asked about them")
     if len(survivors) < spec.threshold:
         raise PolicyRefused(f"{len(survivors)} survivors, fewer than the threshold of {spec.threshold}")
     owners = [owner for owner, _ in message.boxes]
-    if owners != sorted(set(owners)) or not (there & state.seed_box_keys.keys()).issuperset(owners):
+    if not ascending(owners, state.seed_box_keys.keys() & set(survivors)):
         raise BadFrame("boxes of others than survivors who chose this client, out of order or there twice")
     seeds = {owner: _opened(state.seed_box_keys[owner], box) for owner, box in message.boxes}
     return _with(state, survivors=survivors, held_seeds=seeds, seed_box_keys={})
@@ -263,7 +263,7 @@ def _entrust(state: ClientState, holder: ClientId, which: int, share: bytes, ent
 def _take_boxes(state: ClientState, book: ShareBook) -> tuple[ClientState, dict[ClientId, bytes]]:
     """Open the key shares of those who chose this client; gives their mask keys too."""
     owners = [owner for owner, _, _ in book.boxes]
-    if owners != sorted(set(owners)) or not set(owners) <= set(state.spec.clients) - {state.client}:
+    if not ascending(owners, set(state.spec.clients) - {state.client}):
         raise BadFrame("boxes of nobody else in the roster, out of order or there twice")
     held_keys, seed_box_keys, mask_keys = {}, {}, {}
     for owner, advert, box in book.boxes:

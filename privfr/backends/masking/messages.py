@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence, Set
 
 import msgspec
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
+from privfr.backends.masking.shamir import SHARE_BYTES
 from privfr.errors import BadFrame
 from privfr.protocol import ClientId
 from privfr.wire import Message, register
@@ -27,13 +29,13 @@ __all__ = [
     "Shares",
     "Survivors",
     "advert_bytes",
+    "ascending",
     "share_digest",
     "sign",
     "survivor_bytes",
     "verify",
 ]
 
-SHARE_BYTES = 32
 DIGEST_BYTES = 16
 BOX_BYTES = 24 + 16 + SHARE_BYTES  # nonce, Poly1305 tag, a share
 
@@ -124,6 +126,12 @@ class Reveal(Message, frozen=True, tag="masking.reveal"):
 
     seeds: tuple[tuple[ClientId, bytes], ...]
     keys: tuple[tuple[ClientId, bytes], ...]
+
+
+def ascending(clients: Sequence[ClientId], within: Set[ClientId]) -> bool:
+    """Whether clients are named in ascending order, each once, and only those within."""
+    named = set(clients)
+    return list(clients) == sorted(named) and named <= within
 
 
 # What is signed: a label of 16 bytes, the round's context of 32, then fields of fixed width.

@@ -28,10 +28,12 @@ from privfr.backends.masking.messages import (
     Shares,
     Survivors,
     advert_bytes,
+    ascending,
     share_digest,
     survivor_bytes,
     verify,
 )
+from privfr.backends.masking.shamir import SHARE_BYTES
 from privfr.coding import add_packed, pack
 from privfr.errors import BadFrame, LocalProtocolError, TooFewClients, WrongPhase
 from privfr.protocol import ENVELOPE, ClientId, OnDemand, RoundSpec, Sealed
@@ -116,8 +118,7 @@ _PROBE = bytes(range(32))  # any private key tells a public key of small order
 def absorb_advert(state: ServerState, client: ClientId, answer: Advertise) -> ServerState:
     """Take a client's keys and neighbours, if they are properly drawn and signed."""
     advert, drawn = answer.advert, answer.neighbours
-    others = set(state.spec.clients) - {client}
-    if list(drawn) != sorted(set(drawn)) or not set(drawn) <= others:
+    if not ascending(drawn, state.one_object.keys()) or client in drawn:
         raise BadFrame("neighbours that are not of the roster, out of order or there twice")
     if len(drawn) != state.graph.neighbours:
         raise BadFrame(f"{len(drawn)} neighbours where {state.graph.neighbours} are drawn")
@@ -340,4 +341,4 @@ def limit_consent(spec: RoundSpec) -> int:
 
 def limit_reveal(spec: RoundSpec) -> int:
     """One share of each client but oneself, at most."""
-    return (32 + 16) * len(spec.clients) + ENVELOPE
+    return (SHARE_BYTES + 16) * len(spec.clients) + ENVELOPE

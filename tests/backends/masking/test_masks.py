@@ -15,6 +15,7 @@ from nacl.encoding import RawEncoder
 from nacl.utils import randombytes_deterministic
 from numpy.typing import NDArray
 from scipy.stats import chisquare
+from vectors.published import X25519_MULTIPLICATIONS
 
 from privfr.backends.masking import masks
 from privfr.backends.masking.masks import add_masks, agree, box_keys, derive, pair_key, self_key
@@ -228,18 +229,7 @@ def test_no_threads_are_refused() -> None:
         add_masks(np.zeros(4, np.uint32), [key_of(0)], [], threads=0)
 
 
-# RFC 7748, section 5.2: scalar, u coordinate, result.
-SCALARMULT = [
-    ("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4",
-     "e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c",
-     "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"),
-    ("4b66e9d4d1b4673c5ad22691957d6af5c11b6421e0ea01d42ca4169e7918ba0d",
-     "e5210f12786811d3f4b7959d0538ae2c31dbe7106fc03c3efc4cd549c715a493",
-     "95cbde9476e8907d7aade45cb4b873f88b595a68799fa152e6f8f7647aac7957"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("scalar", "point", "expected"), SCALARMULT)
+@pytest.mark.parametrize(("scalar", "point", "expected"), X25519_MULTIPLICATIONS)
 def test_x25519_of_rfc_7748_section_5_2(scalar: str, point: str, expected: str) -> None:
     assert agree(bytes.fromhex(scalar), bytes.fromhex(point)).hex() == expected
 
