@@ -16,6 +16,10 @@ BACKENDS = {
     "trusted": ("privfr.backends.trusted", "TRUSTED"),
     "masking": ("privfr.backends.masking", "MASKING"),
     "masking-passive": ("privfr.backends.masking", "MASKING_PASSIVE"),
+    "bfv": ("privfr.backends.homomorphic", "BFV"),
+    "ckks": ("privfr.backends.homomorphic", "CKKS"),
+    "bfv-authority": ("privfr.backends.homomorphic", "BFV_AUTHORITY"),
+    "ckks-authority": ("privfr.backends.homomorphic", "CKKS_AUTHORITY"),
 }
 
 

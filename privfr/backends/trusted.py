@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
 
 from privfr.backends import plain
-from privfr.errors import BadFrame, PolicyRefused, RemoteProtocolError, TooFewClients, WrongPhase
+from privfr.backends.party import answer, ask
+from privfr.errors import BadFrame, PolicyRefused, WrongPhase
 from privfr.protocol import (
     ENVELOPE,
     Begin,
@@ -33,15 +33,13 @@ from privfr.protocol import (
     ServerSession,
     ServerStep,
 )
-from privfr.wire import Frame, Message, decode, encode, kind, register
+from privfr.wire import Frame, Message, decode, encode, register
 
 __all__ = ["TRUSTED", "Aggregator"]
 
 # Plaintext of a box: the client's number in 16 bytes, which keep the frame after it aligned, then a
 # `Summand` frame. Without the number a server could pass one client's box off as another's.
 _NAME_BYTES = 16
-
-M = TypeVar("M", bound=Message)
 
 
 @register
@@ -67,13 +65,6 @@ class Finish(Message, frozen=True, tag="trusted.finish"):
 @register
 class Accepted(Message, frozen=True, tag="trusted.accepted"):
     """Aggregator to server: added, or the round is open."""
-
-
-@register
-class Refused(Message, frozen=True, tag="trusted.refused"):
-    """Aggregator to server: not added, and why."""
-
-    why: str
 
 
 class Aggregator:
@@ -103,13 +94,7 @@ class Aggregator:
             "trusted.forward": self._add,
             "trusted.finish": self._finish,
         }
-        try:
-            handler = handlers.get(kind(frame))
-            if handler is None:
-                raise WrongPhase("not a message for an aggregator")
-            return encode(handler(frame))
-        except (RemoteProtocolError, TooFewClients) as error:
-            return encode(Refused(f"{type(error).__name__}: {error}"))
+        return answer(handlers, frame)
 
     def _open(self, frame: Frame) -> Message:
         spec = decode(frame, Begin).spec
@@ -172,27 +157,20 @@ def _seal(state: plain.ClientState, begin: Begin, entropy: Entropy) -> tuple[pla
 
 
 def _server_state(spec: RoundSpec, relay: Callable[[bytes], bytes]) -> ServerState:
-    _ask(relay, Begin(spec, memoryview(b"")), Accepted)
+    ask(relay, Begin(spec, memoryview(b"")), Accepted)
     return ServerState(relay)
 
 
 def _absorb(state: ServerState, client: ClientId, answer: Boxed) -> ServerState:
-    _ask(state.relay, Forward(client, answer.bulk), Accepted)
+    ask(state.relay, Forward(client, answer.bulk), Accepted)
     return replace(state, survivors=(*state.survivors, client))
 
 
 def _close(state: ServerState) -> tuple[ServerState, Sealed]:
-    sealed = _ask(state.relay, Finish(), Sealed)
+    sealed = ask(state.relay, Finish(), Sealed)
     if sealed.survivors != tuple(sorted(state.survivors)):
         raise BadFrame("the aggregator's sum is over other clients than it accepted")
     return state, sealed
-
-
-def _ask(relay: Callable[[bytes], bytes], question: Message, expects: type[M]) -> M:
-    answer = relay(encode(question))
-    if kind(answer) == "trusted.refused":
-        raise BadFrame(f"the aggregator refuses: {decode(answer, Refused).why}")
-    return decode(answer, expects)
 
 
 def _limit(spec: RoundSpec) -> int:

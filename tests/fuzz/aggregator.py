@@ -96,7 +96,7 @@ class Asked:
         """Send a frame, and note what was accepted."""
         answer = self.party.receive(frame)
         what = kind(answer)
-        assert what in ("trusted.accepted", "trusted.refused", "sealed")
+        assert what in ("trusted.accepted", "refused", "sealed")
         if what == "sealed":
             self.check_sum(decode(answer, Sealed))
         elif what == "trusted.accepted" and kind(frame) == "begin":

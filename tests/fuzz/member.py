@@ -13,6 +13,7 @@ from fuzz.scenes import PLAIN_CODED
 from insecure import CONFIG, LAYOUT, METRICS, RUN, SIZE, Federation, InsecureEntropy, member_of, planned
 
 from privfr.backends import backend as backend_named
+from privfr.backends.identity import sign
 from privfr.backends.masking.messages import (
     Advert,
     Consents,
@@ -20,7 +21,6 @@ from privfr.backends.masking.messages import (
     Reveal,
     ShareBook,
     advert_bytes,
-    sign,
     survivor_bytes,
 )
 from privfr.errors import RemoteProtocolError

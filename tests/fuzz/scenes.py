@@ -12,6 +12,7 @@ from insecure import CODING, InsecureEntropy, spec_of, whole_update
 
 from privfr.backends import backend as backend_named
 from privfr.backends import plain
+from privfr.backends.identity import sign
 from privfr.backends.masking import client as masking
 from privfr.backends.masking.client import ClientState, Parameters
 from privfr.backends.masking.graph import Committee, Graph
@@ -24,7 +25,6 @@ from privfr.backends.masking.messages import (
     Shares,
     advert_bytes,
     share_digest,
-    sign,
 )
 from privfr.backends.plain import PLAIN
 from privfr.coding import FixedPoint

@@ -8,6 +8,7 @@ from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey
 from nacl.secret import SecretBox
 
+from privfr.backends.identity import ascending, sign, verify
 from privfr.backends.masking import graph, masks, shamir
 from privfr.backends.masking.graph import Committee, Graph
 from privfr.backends.masking.messages import (
@@ -24,11 +25,8 @@ from privfr.backends.masking.messages import (
     Shares,
     Survivors,
     advert_bytes,
-    ascending,
     share_digest,
-    sign,
     survivor_bytes,
-    verify,
 )
 from privfr.coding import Coding, FixedPoint, pack
 from privfr.errors import BadFrame, InputError, PolicyRefused, WrongPhase

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence, Set
 
 import msgspec
-from nacl.exceptions import BadSignatureError
-from nacl.signing import SigningKey, VerifyKey
 
 from privfr.backends.masking.shamir import SHARE_BYTES
-from privfr.errors import BadFrame
 from privfr.protocol import ClientId
 from privfr.wire import Message, register
 
@@ -29,11 +25,8 @@ __all__ = [
     "Shares",
     "Survivors",
     "advert_bytes",
-    "ascending",
     "share_digest",
-    "sign",
     "survivor_bytes",
-    "verify",
 ]
 
 DIGEST_BYTES = 16
@@ -128,12 +121,6 @@ class Reveal(Message, frozen=True, tag="masking.reveal"):
     keys: tuple[tuple[ClientId, bytes], ...]
 
 
-def ascending(clients: Sequence[ClientId], within: Set[ClientId]) -> bool:
-    """Whether clients are named in ascending order, each once, and only those within."""
-    named = set(clients)
-    return list(clients) == sorted(named) and named <= within
-
-
 # What is signed: a label of 16 bytes, the round's context of 32, then fields of fixed width.
 
 
@@ -146,19 +133,6 @@ def survivor_bytes(context: bytes, survivors: tuple[ClientId, ...]) -> bytes:
     """Return what a client signs when it consents to a set of survivors."""
     ids = b"".join(client.to_bytes(8, "big") for client in survivors)
     return b"privfr survivors" + context + ids
-
-
-def sign(identity: bytes, message: bytes) -> bytes:
-    """Sign with an Ed25519 seed, 32 bytes; gives the 64 bytes of the signature."""
-    return SigningKey(identity).sign(message).signature
-
-
-def verify(key: bytes, message: bytes, signature: bytes) -> None:
-    """Check an Ed25519 signature. Raises `BadFrame`."""
-    try:
-        VerifyKey(key).verify(message, signature)
-    except (BadSignatureError, ValueError):
-        raise BadFrame("a signature that does not fit its signer, round or content") from None
 
 
 def share_digest(share: bytes, context: bytes, owner: ClientId, holder: ClientId) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 from nacl.public import PrivateKey
 from numpy.typing import NDArray
 
+from privfr.backends.identity import ascending, verify
 from privfr.backends.masking import masks, shamir
 from privfr.backends.masking.client import Parameters, point_of
 from privfr.backends.masking.messages import (
@@ -28,10 +29,8 @@ from privfr.backends.masking.messages import (
     Shares,
     Survivors,
     advert_bytes,
-    ascending,
     share_digest,
     survivor_bytes,
-    verify,
 )
 from privfr.backends.masking.shamir import SHARE_BYTES
 from privfr.coding import add_packed, pack

@@ -36,6 +36,7 @@ from nacl.secret import SecretBox
 from numpy.typing import NDArray
 
 from privfr.backends import backend
+from privfr.backends.identity import sign
 from privfr.backends.masking import client as client_side
 from privfr.backends.masking import masks, shamir
 from privfr.backends.masking import server as server_side
@@ -55,7 +56,6 @@ from privfr.backends.masking.messages import (
     Shares,
     Survivors,
     advert_bytes,
-    sign,
     survivor_bytes,
 )
 from privfr.coding import Coding, pack, unpack
