@@ -61,7 +61,7 @@ class RunDirectory:
             left.unlink(missing_ok=True)
 
     def model(self, name: str) -> Path:
-        """Where the model of this name lies."""
+        """Where the model of this name lies. The directory is the experimenter's: a server may know less."""
         return self.root / "models" / f"{name}.safetensors"
 
     def others(self) -> dict[str, Path]:

@@ -154,13 +154,15 @@ class Masking(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The federation. rounds: how many.  threshold: fewest survivors for an aggregate, 0 for two thirds or
     what the backend needs.
-    momentum: share of the last step that the next one repeats (FedAvgM), 0 for plain FedAvg.
+    momentum: share of the last step that the next one repeats (FedAvgM), 0 for plain FedAvg.  evaluate: who
+    measures the model after each round, "auto" for the server where the backend shows it one.
     """
 
     rounds: Positive = 20
     backend: str = "masking"
     threshold: Count = 0
     momentum: Share = 0.6
+    evaluate: Literal["auto", "server", "member"] = "auto"
 
 
 class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -203,10 +205,13 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         """Give a backend's own table; empty for a backend without one."""
         return msgspec.structs.asdict(getattr(self, table)) if table else {}
 
-    def resolved(self, fewest: int = 2, bits: int = 0) -> Experiment:
+    def resolved(
+        self, fewest: int = 2, bits: int = 0, evaluator: Literal["server", "member"] = "server"
+    ) -> Experiment:
         """Fill in what 0 leaves to the machine, so that the tree says what was really run.
 
         fewest: lowest threshold that the backend can keep.  bits: what the backend needs of a coding.
+        evaluator: who measures the model unless the experiment says.
         Raises `InputError` for a threshold of 1, or above the number of clients.
         """
         cores = os.cpu_count() or 1
@@ -222,7 +227,9 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
                 engine, workers=min(engine.workers or cores, clients), cores=engine.cores or cores
             ),
             federation=msgspec.structs.replace(
-                federation, threshold=federation.threshold or max(2, fewest, -(-2 * clients // 3))
+                federation,
+                threshold=federation.threshold or max(2, fewest, -(-2 * clients // 3)),
+                evaluate=evaluator if federation.evaluate == "auto" else federation.evaluate,
             ),
             coding=msgspec.structs.replace(self.coding, bits=self.coding.bits or bits),
         )

@@ -8,12 +8,14 @@ where the clients are.
 
 A round, seen from here: `Begin` to every client; the backend's phases; `Result` to every client of the
 roster, also to those who dropped out; `Ack`. A client that missed a result is sent the model with its
-next `Begin`: the current model, not a replay of rounds.
+next `Begin`: the current model, not a replay of rounds. Where the server may not see the model, it first
+asks a client that holds it to seal it to those who lack it (`HandOver`).
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -38,13 +40,15 @@ from privfr.protocol import (
     ClientId,
     ClientSession,
     Entropy,
+    OnDemand,
+    Outbox,
     Result,
     RoundSpec,
     Sealed,
     ServerSession,
 )
 from privfr.vector import Aggregate, Update, Vector, digest, from_bytes
-from privfr.wire import Frame, decode, encode, kind
+from privfr.wire import Frame, Message, decode, encode, kind, register
 
 __all__ = [
     "Coordinator",
@@ -104,6 +108,11 @@ class RoundReport(msgspec.Struct):
     phases: list[PhaseReport] = []
     missed: list[int] = []
     failed: str = ""
+
+    def tell(self, aggregate: Aggregate) -> None:
+        """Take over what an aggregate says of the round: all but its vector."""
+        self.weight, self.metrics = aggregate.weight, dict(aggregate.metrics)
+        self.error, self.saturated = aggregate.error, aggregate.saturated
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -167,6 +176,31 @@ class _SavedMember(msgspec.Struct, frozen=True, array_like=True):
     begun: int
 
 
+@register
+class HandOver(Message, frozen=True, tag="handover"):
+    """Server to a client: seal the model to these clients, for the round that `context` names."""
+
+    context: bytes
+    clients: tuple[ClientId, ...]
+
+
+@register
+class HandedOver(Message, frozen=True, tag="handedover"):
+    """Client to server: a box for each of the clients it was asked for, and the sealed model."""
+
+    boxes: tuple[bytes, ...]
+    bulk: memoryview
+
+
+@register
+class Handed(Message, frozen=True, tag="handed"):
+    """The content of a `Begin` for a client that lacks the model: its box, and the sealed model."""
+
+    sender: ClientId
+    box: bytes
+    bulk: memoryview
+
+
 @dataclass
 class Member:
     """A client: answers each frame of the server's with one of its own.
@@ -175,6 +209,7 @@ class Member:
     through the backend's phases, and applies the round's result. keyring: what the backend provisioned.
     parameters: the backend's, as this client worked them out itself.  model: float32 [size], or None to be
     sent it with the first round; with momentum as `apply` says.  learn_seconds: CPU seconds spent training.
+    outcome: what the last round came to, its vector left out.
     """
 
     client: ClientId
@@ -190,6 +225,7 @@ class Member:
     model: Vector | None = None
     momentum: float = 0.0
     learn_seconds: float = 0.0
+    outcome: Aggregate | None = None
 
     def __post_init__(self) -> None:
         self._run, self._begun = b"", -1
@@ -204,6 +240,8 @@ class Member:
             return self._begin(frame)
         if what == "result":
             return self._finish(decode(frame, Result))
+        if what == "handover":
+            return self._hand_over(decode(frame, HandOver))
         if self._session is None:
             raise WrongPhase(f"a message of kind {what!r} outside of a round")
         return self._session.receive(frame)
@@ -243,10 +281,28 @@ class Member:
             # Two sums of one round, over other rosters, would differ by somebody's update.
             raise WrongPhase("a round this client has begun before, or one of another run")
         size = spec.size * (2 if self.momentum else 1)
-        model = from_bytes(begin.bulk, size).copy() if len(begin.bulk) else self.model
+        model = self._given(begin, size) if len(begin.bulk) else self.model
         if model is None or model.size != size or self._digest(model) != spec.model:
             raise PolicyRefused("the model to train from is not the one the round names")
         return model
+
+    def _given(self, begin: Begin, size: int) -> Vector:
+        """The model that came with the round: in clear, or from a fellow client past the server."""
+        handover = self.backend.handover
+        if len(begin.bulk) == 4 * size or handover is None:
+            return from_bytes(begin.bulk, size).copy()
+        handed = decode(begin.bulk, Handed)
+        context = begin.spec.context()
+        found = handover.open(self.keyring, handed.sender, context, handed.box, handed.bulk)
+        return from_bytes(memoryview(found), size).copy()
+
+    def _hand_over(self, asked: HandOver) -> bytes:
+        handover = self.backend.handover
+        if handover is None or self.model is None:
+            raise WrongPhase("a client that has no model to hand over, or whose server has it")
+        model = self.model.astype("<f4").tobytes()
+        boxes, bulk = handover.seal(self.keyring, asked.clients, asked.context, model, self.entropy)
+        return encode(HandedOver(boxes, memoryview(bulk)))
 
     def _finish(self, result: Result) -> bytes:
         spec = self._spec
@@ -258,7 +314,9 @@ class Member:
             raise BadFrame("survivors that are not of the roster, out of order or there twice")
         if len(survivors) < spec.threshold:
             raise PolicyRefused(f"a sum over {len(survivors)} clients, fewer than the threshold")
-        model = apply(self.model, self.backend.open(spec, sealed, self.keyring), self.momentum)
+        aggregate = self.backend.open(spec, sealed, self.keyring)
+        model = apply(self.model, aggregate, self.momentum)
+        self.outcome = replace(aggregate, vector=aggregate.vector[:0])
         self.model, self._spec, self._session = model, None, None
         return encode(Ack(self._digest(model)))
 
@@ -312,8 +370,11 @@ def first_model(weights: Vector, momentum: float) -> Vector:
 
 @dataclass
 class Coordinator:
-    """The server of a run. It keeps the model where the backend lets it open the sum, else None.
+    """The server of a run.
 
+    model: float32 [size], with momentum as `apply` says. Where the backend lets the server learn nothing, it
+    is the one that the run begins with, and None from the first sum on: an evaluation then is a member's
+    business, and so are weight and metrics of a round.
     keyring: what the backend provisioned for the server.  roster: all clients, ascending.
     threshold: fewest survivors of a round.  parameters: the backend's, as its `plan` gives them.
     current: clients known to hold the model.
@@ -327,7 +388,7 @@ class Coordinator:
     layout: bytes
     config: bytes
     metrics: tuple[str, ...]
-    model: Vector
+    model: Vector | None
     parameters: bytes = b""
     momentum: float = 0.0
     round: int = 0
@@ -336,25 +397,91 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         self._session: ServerSession | None = None
+        self._handing: ClientId | None = None
+        if self.model is None:
+            raise LocalProtocolError("a run needs a model to begin with")
+        self._unseen = (0, b"")  # size and digest of a model that only the members hold
+        if self._blind and self.round:
+            self._forget()
         try:
             self._spec().check()
         except BadFrame as error:
             raise LocalProtocolError(f"a run that cannot be: {error}") from None
 
-    def open(self) -> dict[ClientId, bytes]:
-        """Open the next round: a `Begin` for each client, with the model for those who lack it."""
-        spec = self._spec()
+    @property
+    def _blind(self) -> bool:
+        return self.backend.server_learns == "nothing"
+
+    def _forget(self) -> None:
+        """Keep nothing of the model that the server is not to know but its size and digest."""
+        self._unseen, self.model = self._named(), None
+
+    def _named(self) -> tuple[int, bytes]:
+        """Numbers in the model vector, and its digest."""
+        return self._unseen if self.model is None else (self.model.size, digest(self.model))
+
+    def open(self) -> Mapping[ClientId, bytes]:
+        """Open the next round: a `Begin` for each client, with the model for those who lack it.
+
+        Where only clients have the model and some lack it, a `HandOver` to one who has it comes first.
+        Raises `LocalProtocolError` if nobody is known to hold the model.
+        """
+        spec, stale = self._spec(), self._stale()
         self.report = RoundReport(self.round, len(self.roster))
         self._session = ServerSession(self.backend, spec, self.backend.server_state(spec, self.keyring))
-        short = encode(Begin(spec, memoryview(b"")))
-        full = encode(Begin(spec, self.model.astype("<f4").data.cast("B"))) if self._stale() else b""
-        return {client: short if client in self.current else full for client in self.roster}
+        if self.model is not None or not stale:
+            return self._begin(spec, None)
+        holders = sorted(self.current)
+        if not holders:
+            raise LocalProtocolError("nobody is known to hold the model, and the server may not: start anew")
+        self._handing = holders[self.round % len(holders)]
+        return {self._handing: encode(HandOver(spec.context(), tuple(sorted(stale))))}
+
+    def _begin(self, spec: RoundSpec, handed: HandedOver | None) -> Mapping[ClientId, bytes]:
+        # Messages are made when they are asked for: what they need is taken up now.
+        short, stale, sender = Begin(spec, memoryview(b"")), sorted(self._stale()), self._handing
+        full = short
+        if stale and self.model is not None:
+            full = Begin(spec, self.model.astype("<f4").data.cast("B"))
+
+        def message(client: ClientId) -> Begin:
+            if client not in stale:
+                return short
+            if handed is None or sender is None:
+                return full
+            box = handed.boxes[stale.index(client)]
+            return Begin(spec, memoryview(encode(Handed(sender, box, handed.bulk))))
+
+        return Outbox(OnDemand(self.roster, message))
+
+    def _take_model(self, inbox: Iterable[tuple[ClientId, Frame]]) -> Mapping[ClientId, bytes]:
+        """Pass a handed-over model on; without one, whoever lacks it sits this round out."""
+        session, found = self._session, None
+        assert session is not None  # `open` has just made it
+        for client, frame in inbox:
+            try:
+                if client != self._handing or found is not None:
+                    raise Duplicate("a second answer, or one from a client that was asked nothing")
+                answer = decode(frame, HandedOver, self._largest_handover())
+                if len(answer.boxes) != len(self._stale()):
+                    raise BadFrame("not a box for each client that lacks the model")
+                found = answer
+            except RemoteProtocolError as error:
+                session.faults.append((client, f"handover: {type(error).__name__}: {error}"))
+        outbox = self._begin(session.spec, found)
+        self._handing = None
+        return outbox
+
+    def _largest_handover(self) -> int:
+        return 4 * self._named()[0] + ENVELOPE * (1 + len(self.roster))
 
     def turn(self, inbox: Iterable[tuple[ClientId, Frame]]) -> Mapping[ClientId, bytes]:
         """Take one phase's answers; gives the next outbox, empty when the round is over."""
         session = self._session
         if session is None:
             raise LocalProtocolError("no round is open: open one first")
+        if self._handing is not None:
+            return self._take_model(inbox)
         if session.sealed is not None:
             self._collect_acks(inbox)
             return {}
@@ -373,6 +500,7 @@ class Coordinator:
         return outbox
 
     def _spec(self) -> RoundSpec:
+        size, model = self._named()
         return RoundSpec(
             run=self.run,
             round=self.round,
@@ -380,9 +508,9 @@ class Coordinator:
             clients=self.roster,
             threshold=self.threshold,
             metrics=self.metrics,
-            size=self.model.size // (2 if self.momentum else 1),
+            size=size // (2 if self.momentum else 1),
             layout=self.layout,
-            model=digest(self.model),
+            model=model,
             config=self.config,
             parameters=self.parameters,
         )
@@ -392,34 +520,47 @@ class Coordinator:
         """The phase whose answers are awaited."""
         if self._session is None:
             return "closed"
+        if self._handing is not None:
+            return "handover"
         return "result" if self._session.sealed else self._session.phase
 
     def _stale(self) -> set[ClientId]:
         return set(self.roster) - self.current
 
     def _result(self, spec: RoundSpec, sealed: Sealed) -> dict[ClientId, bytes]:
-        aggregate = self.backend.open(spec, sealed, self.keyring)
-        self.model = apply(self.model, aggregate, self.momentum)
-        self.report.survivors, self.report.weight = aggregate.count, aggregate.weight
-        self.report.metrics = dict(aggregate.metrics)
-        self.report.error, self.report.saturated = aggregate.error, aggregate.saturated
+        self.report.survivors = len(sealed.survivors)
+        if self._blind:
+            self._forget()
+        else:
+            assert self.model is not None  # only a blind server's ever is
+            aggregate = self.backend.open(spec, sealed, self.keyring)
+            self.model = apply(self.model, aggregate, self.momentum)
+            self.report.tell(aggregate)
         frame = encode(Result(spec.context(), memoryview(encode(sealed))))
         return dict.fromkeys(self.roster, frame)
 
     def _collect_acks(self, inbox: Iterable[tuple[ClientId, Frame]]) -> None:
-        expected, heard = digest(self.model), set()
-        self.current = set()
+        acks: dict[ClientId, bytes] = {}
         for client, frame in inbox:
             try:
-                if client in heard or client not in self.roster:
+                if client in acks or client not in self.roster:
                     raise Duplicate("a second answer, or one from outside the roster")
-                heard.add(client)
-                if decode(frame, Ack, ENVELOPE).model != expected:
-                    raise BadFrame("the client ended the round with another model")
+                acks[client] = b""
+                acks[client] = decode(frame, Ack, ENVELOPE).model
             except RemoteProtocolError as error:
                 self.report.faults.append((client, f"result: {type(error).__name__}: {error}"))
-                continue
-            self.current.add(client)
+        if self._blind:
+            # What the members' model is, only they can say: as most of them do.
+            size, unconfirmed = self._unseen
+            said = Counter(model for model in acks.values() if model)
+            self._unseen = size, said.most_common(1)[0][0] if said else unconfirmed
+        expected = self._named()[1]
+        self.current = {client for client, model in acks.items() if model == expected}
+        for client in acks.keys() - self.current:
+            if acks[client]:
+                self.report.faults.append(
+                    (client, "result: BadFrame: the client ended the round with another model")
+                )
         for client in self._stale():
             self.report.dropped.setdefault(client, "result")
         self._end()

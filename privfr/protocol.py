@@ -52,6 +52,7 @@ __all__ = [
     "ClientSession",
     "ClientStep",
     "Entropy",
+    "Handover",
     "OnDemand",
     "Outbox",
     "Result",
@@ -194,6 +195,18 @@ class ServerStep:
 
 
 @dataclass(frozen=True)
+class Handover:
+    """How one client hands the model to others past a server that must not see it.
+
+    seal: keyring, clients, round's context, model bytes, entropy -> a box for each, and the sealed model.
+    open: keyring, sender, round's context, box, sealed model -> model bytes; raises `BadFrame`.
+    """
+
+    seal: Callable[[Any, tuple[ClientId, ...], bytes, bytes, Entropy], tuple[tuple[bytes, ...], bytes]]
+    open: Callable[[Any, ClientId, bytes, bytes, memoryview], bytes]
+
+
+@dataclass(frozen=True)
 class Backend:
     """A way of adding up: two tables, how their states begin, and how a sealed aggregate is opened.
 
@@ -207,8 +220,9 @@ class Backend:
     them out beforehand.  client_state: spec, client, update, keyring, entropy -> state (a msgspec
     Struct, so that it can be saved).  check: spec, client's keyring; raises `RemoteProtocolError` for a round
     that this client cannot or will not take part in, before it trains for it.  server_state: spec, keyring ->
-    state.  open: spec, sealed, keyring -> mean.  describe: clients, threshold, that table -> what follows
-    from them, for reports.
+    state.  open: spec, sealed, keyring -> mean.  handover: how clients pass the model on where the server
+    learns "nothing", else None.  describe: clients, threshold, that table -> what follows from them, for
+    reports.
     """
 
     name: str
@@ -227,6 +241,7 @@ class Backend:
     integers: bool = False
     check: Callable[[RoundSpec, Any], None] = lambda spec, keyring: None
     describe: Callable[[int, int, Mapping[str, Any]], dict[str, float]] = lambda *_: {}
+    handover: Handover | None = None
 
 
 class _SavedSession(msgspec.Struct, frozen=True, array_like=True):

@@ -96,7 +96,13 @@ _BITS = 16  # of a coding, where the backend needs one and the experiment does n
 def _resolved(experiment: Experiment) -> Experiment:
     backend, clients = backend_named(experiment.federation.backend), experiment.data.clients
     fewest = backend.fewest(clients, experiment.options(backend.table))
-    return experiment.resolved(fewest, _BITS if backend.integers else 0)
+    knows = backend.server_learns != "nothing"
+    if experiment.federation.evaluate == "server" and not knows:
+        raise InputError(
+            f"federation.evaluate: with backend {backend.name} the server never holds a model to evaluate; "
+            'set it to "member"'
+        )
+    return experiment.resolved(fewest, _BITS if backend.integers else 0, "server" if knows else "member")
 
 
 def _weighed(experiment: Experiment, faces: Faces, parts: Split) -> Experiment:
@@ -220,7 +226,7 @@ class _Run:
         self._observe(Stage("federated", done, rounds))
         while coordinator.round < rounds:
             self._round(coordinator, engine, members)
-        self.report.final = self._publish("federated", coordinator.model[: self.layout.size])
+        self.report.final = self._publish("federated", self._held(coordinator, members)[: self.layout.size])
 
     def _individual(self) -> None:
         """Every client alone, from the same start, for as many steps: what it has without the others."""
@@ -271,12 +277,16 @@ class _Run:
         self._account(trained() - before[0], spent() - before[1], outcome.server_seconds)
         outcome.faults = [*outcome.faults, *engine.refusals]
         engine.refusals.clear()
-        done = coordinator.round
-        Checkpoint(done, coordinator.model, {}).save(self._shared(done))
+        done, model = coordinator.round, self._held(coordinator, members)
+        if self.backend.server_learns == "nothing" and not outcome.failed:
+            told = [members[client].outcome for client in sorted(coordinator.current)]
+            if told and told[0]:
+                outcome.tell(told[0])
+        Checkpoint(done, model, {}).save(self._shared(done))
         for client, member in members.items():
             write_atomic(self._private(client, done), member.learner.save(), private=True)
         torch.set_num_threads(self.experiment.engine.cores)
-        eer = self._judged(coordinator.model[: self.layout.size])[1].eer
+        eer = self._judged(model[: self.layout.size])[1].eer
         self.report.rounds.append(outcome)
         self.report.eer.append(eer)
         self.place.commit(self.report)
@@ -284,6 +294,19 @@ class _Run:
         self._observe(RoundEnded(outcome, eer))
         self._observe(
             Stage("federated", done, self.experiment.federation.rounds, outcome.metrics.get("loss"))
+        )
+
+    def _held(self, coordinator: Coordinator, members: dict[int, Member]) -> Vector:
+        """Model to measure: the server's, or a member's where that is who measures."""
+        if self.experiment.federation.evaluate == "server":
+            assert coordinator.model is not None  # what is asked of a server that has none is refused
+            return coordinator.model
+        for client in sorted(coordinator.current):
+            if (held := members[client].model) is not None:
+                return held
+        raise InputError(
+            f"round {coordinator.round - 1}: no client is known to hold the model, and the server may not; "
+            "lower engine.losses"
         )
 
     def _federation(self, model: Vector, done: int) -> tuple[Coordinator, dict[int, Member]]:
@@ -452,7 +475,7 @@ class _Run:
         self.watch(event)
 
     def _blank_report(self) -> Report:
-        distributions = ("privfr", "torch", "numpy", "pynacl", "cryptography")
+        distributions = ("privfr", "torch", "numpy", "pynacl", "cryptography", "tenseal")
         versions = {name: version(name) for name in distributions} | {"python": platform.python_version()}
         groups = {"public": self.public, "test": self.test}
         return Report(

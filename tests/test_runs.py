@@ -89,11 +89,17 @@ def coded(people: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return directory, run(experiment(people, CODED), directory)
 
 
-@pytest.mark.parametrize(("backend", "workers"), [("masking", 1), ("masking", 3), ("masking-passive", 1)])
-def test_masking_is_lossless(
+@pytest.mark.parametrize(
+    ("backend", "workers"),
+    [
+        ("masking", 1), ("masking", 3), ("masking-passive", 1),
+        ("bfv", 1), ("bfv", 3), ("ckks", 1), ("bfv-authority", 1), ("ckks-authority", 3),
+    ],
+)  # fmt: skip
+def test_every_backend_that_hides_updates_is_lossless(
     backend: str, workers: int, people: Path, coded: tuple[Path, Report], tmp_path: Path
 ) -> None:
-    """What the secure aggregator gives is what plain addition of the same numbers gives, in every round."""
+    """What the server may not see adds up to what `plain` makes of the same numbers, in every round."""
     wanted = experiment(people, CODED, federation__backend=backend, engine__workers=workers)
     report = run(wanted, tmp_path / "run")
     assert differing(tmp_path / "run", coded[0]) == []

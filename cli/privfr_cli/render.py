@@ -174,7 +174,7 @@ def report(result: Report, directory: str) -> None:
             f"{failed} of {len(result.rounds)} rounds failed and changed nothing: too few clients were left"
         )
     out.print(f"server learns: {result.server_learns}. {result.trust}", soft_wrap=True)
-    if result.security:
+    if "corrupt" in result.security:
         promise(result.security)
     if any(r.error for r in result.rounds):
         clipped = sum(r.saturated for r in result.rounds)

@@ -1,7 +1,7 @@
 """Backends `bfv`, `ckks`, `bfv-authority`, `ckks-authority`: the sum is of ciphertexts.
 
 TenSEAL does the cryptography, PyNaCl carries the keys. What is sent, computed and sealed stands in
-docs/spec/homomorphic.md; who, colluding with whom, learns what in docs/threat-model.md.
+docs/spec/ckks.md; who, colluding with whom, learns what in docs/threat-model.md.
 
 `BFV` and `CKKS` keep the key among the clients: the server learns nothing, not even the sum. The `-authority`
 ones give it to a third party that opens sums only: the server learns the sum, as with masking.
@@ -19,7 +19,7 @@ from privfr.backends.homomorphic.authority import Authority
 from privfr.backends.homomorphic.messages import Chosen, Cipher, Consent, Offer, PublicKey, Ready, Survivors
 from privfr.backends.homomorphic.round import plan
 from privfr.coding import Coding
-from privfr.protocol import Backend, Begin, ClientStep, ServerStep
+from privfr.protocol import Backend, Begin, ClientStep, Handover, ServerStep
 
 __all__ = ["BFV", "BFV_AUTHORITY", "CKKS", "CKKS_AUTHORITY", "Authority"]
 
@@ -51,6 +51,7 @@ BFV = Backend(
     open=clients.open_sum,
     check=clients.check,
     integers=True,
+    handover=Handover(clients.seal_model, clients.open_model),
     describe=lambda clients, threshold, options: {"makers": clients - threshold + 1},
 )
 
@@ -79,6 +80,7 @@ BFV_AUTHORITY = replace(
     client_state=authority.client_state,
     server_state=authority.server_state,
     open=authority.open_sum,
+    handover=None,
     check=authority.check,
     describe=lambda clients, threshold, options: {"consents": threshold},
 )

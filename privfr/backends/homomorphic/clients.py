@@ -27,6 +27,7 @@ from privfr.vector import Aggregate, Update
 from privfr.wire import Message, decode, encode
 
 PURPOSE = b"privfr round key"
+MODEL_PURPOSE = b"privfr the model"
 
 
 def makers(spec: RoundSpec) -> tuple[ClientId, ...]:
@@ -112,6 +113,18 @@ def open_sum(spec: RoundSpec, sealed: Sealed, keyring: Keyring | None) -> Aggreg
     packing = rounds.packing_of(spec)
     lanes = rounds.opened(packing, key, bundle.bulk, tags.total(sealed.survivors))
     return packing.point.decode(lanes, len(sealed.survivors))
+
+
+def seal_model(
+    keyring: Keyring, clients: tuple[ClientId, ...], context: bytes, model: bytes, entropy: Entropy
+) -> tuple[tuple[bytes, ...], bytes]:
+    """Seal the model to clients that lack it (spec 4.4)."""
+    return seal_to(keyring, clients, MODEL_PURPOSE, context, model, entropy)
+
+
+def open_model(keyring: Keyring, sender: ClientId, context: bytes, box: bytes, bulk: memoryview) -> bytes:
+    """Open a model that a fellow client has sealed to this one."""
+    return open_from(keyring, sender, MODEL_PURPOSE, context, box, bulk)[1]
 
 
 def _take_up(

@@ -1,4 +1,4 @@
-"""What travels in a homomorphic round, what is signed and what is sealed. Spec: docs/spec/homomorphic.md."""
+"""What travels in a homomorphic round, what is signed and what is sealed. Spec: docs/spec/ckks.md."""
 
 from __future__ import annotations
 

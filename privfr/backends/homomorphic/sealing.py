@@ -7,7 +7,6 @@ also tell who sealed them; each names its purpose, round, sender and recipient, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 import msgspec
 from nacl.exceptions import CryptoError
@@ -46,7 +45,7 @@ def sealed_bytes(length: int) -> int:
 
 def seal_to(
     keyring: Keyring,
-    clients: Iterable[ClientId],
+    clients: tuple[ClientId, ...],
     purpose: bytes,
     context: bytes,
     bulk: bytes,
@@ -54,8 +53,10 @@ def seal_to(
 ) -> tuple[tuple[bytes, ...], bytes]:
     """Seal `bulk` to several clients: a box for each, in their order, and the sealed bulk.
 
-    purpose: 16 bytes.  context: 32 bytes.
+    purpose: 16 bytes.  context: 32 bytes.  Raises `BadFrame` for a client that is not in the roster.
     """
+    if not set(clients) <= set(keyring.roster):
+        raise BadFrame("clients that are not of the pinned roster")
     secret, boxes = entropy(_SECRET), []
     for client in clients:
         name = _name(purpose, context, keyring.client, client)
