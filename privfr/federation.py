@@ -289,7 +289,7 @@ class Member:
     def _given(self, begin: Begin, size: int) -> Vector:
         """The model that came with the round: in clear, or from a fellow client past the server."""
         handover = self.backend.handover
-        if len(begin.bulk) == 4 * size or handover is None:
+        if handover is None or (self.model is None and len(begin.bulk) == 4 * size):
             return from_bytes(begin.bulk, size).copy()
         handed = decode(begin.bulk, Handed)
         context = begin.spec.context()
@@ -314,6 +314,10 @@ class Member:
             raise BadFrame("survivors that are not of the roster, out of order or there twice")
         if len(survivors) < spec.threshold:
             raise PolicyRefused(f"a sum over {len(survivors)} clients, fewer than the threshold")
+        if self.backend.server_learns == "nothing":
+            # One sum opened for a key, come what may: who could ask again with another ciphertext would learn
+            # a bit about the key each time, from whether there is an answer.
+            self._spec, self._session = None, None
         aggregate = self.backend.open(spec, sealed, self.keyring)
         model = apply(self.model, aggregate, self.momentum)
         self.outcome = replace(aggregate, vector=aggregate.vector[:0])
@@ -402,7 +406,7 @@ class Coordinator:
             raise LocalProtocolError("a run needs a model to begin with")
         self._unseen = (0, b"")  # size and digest of a model that only the members hold
         if self._blind and self.round:
-            self._forget()
+            self._unseen, self.model = self._named(), None
         try:
             self._spec().check()
         except BadFrame as error:
@@ -411,10 +415,6 @@ class Coordinator:
     @property
     def _blind(self) -> bool:
         return self.backend.server_learns == "nothing"
-
-    def _forget(self) -> None:
-        """Keep nothing of the model that the server is not to know but its size and digest."""
-        self._unseen, self.model = self._named(), None
 
     def _named(self) -> tuple[int, bytes]:
         """Numbers in the model vector, and its digest."""
@@ -529,9 +529,7 @@ class Coordinator:
 
     def _result(self, spec: RoundSpec, sealed: Sealed) -> dict[ClientId, bytes]:
         self.report.survivors = len(sealed.survivors)
-        if self._blind:
-            self._forget()
-        else:
+        if not self._blind:
             assert self.model is not None  # only a blind server's ever is
             aggregate = self.backend.open(spec, sealed, self.keyring)
             self.model = apply(self.model, aggregate, self.momentum)
@@ -549,11 +547,10 @@ class Coordinator:
                 acks[client] = decode(frame, Ack, ENVELOPE).model
             except RemoteProtocolError as error:
                 self.report.faults.append((client, f"result: {type(error).__name__}: {error}"))
-        if self._blind:
-            # What the members' model is, only they can say: as most of them do.
-            size, unconfirmed = self._unseen
-            said = Counter(model for model in acks.values() if model)
-            self._unseen = size, said.most_common(1)[0][0] if said else unconfirmed
+        if self._blind and not self._confirmed(Counter(model for model in acks.values() if model)):
+            self.current -= {client for client, model in acks.items() if model}
+            self._end()
+            return
         expected = self._named()[1]
         self.current = {client for client, model in acks.items() if model == expected}
         for client in acks.keys() - self.current:
@@ -564,6 +561,20 @@ class Coordinator:
         for client in self._stale():
             self.report.dropped.setdefault(client, "result")
         self._end()
+
+    def _confirmed(self, said: Counter[bytes]) -> bool:
+        """Move on to the model that the members say they hold, if enough say so.
+
+        What it is only they know; so few that they could be lying together must not decide it.
+        """
+        model, votes = said.most_common(1)[0] if said else (b"", 0)
+        if votes < self.threshold:
+            self.report.failed = (
+                f"{votes} of {len(self.roster)} clients confirm one model, and {self.threshold} are needed"
+            )
+            return False
+        self._unseen, self.model = (self._named()[0], model), None
+        return True
 
     def _end(self) -> None:
         self.report.missed = sorted(self._stale())
