@@ -416,6 +416,11 @@ class Coordinator:
     def _blind(self) -> bool:
         return self.backend.server_learns == "nothing"
 
+    @property
+    def digest(self) -> bytes:
+        """BLAKE2b-256 of the run's model, which the server knows even where it may not see the model."""
+        return self._named()[1]
+
     def _named(self) -> tuple[int, bytes]:
         """Numbers in the model vector, and its digest."""
         return self._unseen if self.model is None else (self.model.size, digest(self.model))
@@ -551,8 +556,7 @@ class Coordinator:
             self.current -= {client for client, model in acks.items() if model}
             self._end()
             return
-        expected = self._named()[1]
-        self.current = {client for client, model in acks.items() if model == expected}
+        self.current = {client for client, model in acks.items() if model == self.digest}
         for client in acks.keys() - self.current:
             if acks[client]:
                 self.report.faults.append(

@@ -49,7 +49,7 @@ from privfr.report import (
 )
 from privfr.storage import write_atomic
 from privfr.trainer import Learner, device_of, layout_of, shared_vector
-from privfr.vector import Vector
+from privfr.vector import Vector, digest
 
 __all__ = ["resume", "run"]
 
@@ -133,8 +133,9 @@ def _check(experiment: Experiment) -> None:
     if experiment.pretraining.epochs and not experiment.data.public:
         raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
     _parameters(experiment)
-    steps = backend_named(experiment.federation.backend).client_steps
-    kinds = {str(step.expects.__struct_config__.tag) for step in steps} | {"result"}
+    backend = backend_named(experiment.federation.backend)
+    kinds = {str(step.expects.__struct_config__.tag) for step in backend.client_steps} | {"result"}
+    kinds |= {"handover"} if backend.handover else set()
     if unknown := set(experiment.engine.phases) - kinds:
         known = ", ".join(sorted(kinds))
         raise InputError(f"engine.phases: no message of kind {min(unknown)!r} here; choose from {known}")
@@ -302,7 +303,8 @@ class _Run:
             assert coordinator.model is not None  # what is asked of a server that has none is refused
             return coordinator.model
         for client in sorted(coordinator.current):
-            if (held := members[client].model) is not None:
+            held = members[client].model
+            if held is not None and digest(held) == coordinator.digest:
                 return held
         raise InputError(
             f"round {coordinator.round - 1}: no client is known to hold the model, and the server may not; "

@@ -31,7 +31,7 @@ def command(
     backend: Annotated[
         Text,
         typer.Option(
-            help="How updates are added up: masking, masking-passive, trusted or plain; see privfr info."
+            help="How updates are added up: masking, bfv, ckks, trusted, plain or others; see privfr info."
         ),
     ] = None,
     engine: Annotated[Text, typer.Option(help="Where clients run: local.")] = None,
