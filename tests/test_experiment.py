@@ -210,7 +210,9 @@ def test_resolved_threshold_is_two_thirds_and_at_least_two(clients: int, thresho
 
 def test_resolved_keeps_what_was_asked_for() -> None:
     wanted = Experiment(
-        data=Data(clients=9), engine=Engine(workers=4, cores=3), federation=Federation(threshold=7)
+        data=Data(clients=9),
+        engine=Engine(workers=4, cores=3),
+        federation=Federation(threshold=7, evaluate="member"),
     )
     assert wanted.resolved() == wanted
     many = Experiment(data=Data(clients=2), engine=Engine(workers=4))
