@@ -52,7 +52,7 @@ docs: dev ## bring generated pages up to date and run every example in the docum
 	$(BIN)/python docs/diagram.py
 	$(BIN)/python -m pytest tests/docs
 
-vectors: dev ## regenerate the test vectors of the masking protocol
+vectors: dev ## regenerate the test vectors of the protocols
 	$(BIN)/python tests/vectors/generate.py
 
 clean: ## remove .venv and what tools leave behind

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from privfr.backends import BACKENDS, backend
 from privfr.coding import Coding
+from privfr.federation import HandedOver, HandOver  # its messages are listed too
 from privfr.protocol import Ack, Backend, Result, RoundSpec, Sealed
 from privfr.wire import Message
 
@@ -78,6 +79,11 @@ def sequence(found: Backend) -> Iterator[str]:
     """Mermaid sequence diagram of one round."""
     yield "sequenceDiagram"
     yield from ("    participant S as server", "    participant C as each client of the roster")
+    if found.handover:
+        yield "    opt some clients lack the model: one that has it"
+        yield f"    S->>C: {signature(HandOver)}"
+        yield f"    C->>S: {signature(HandedOver)}"
+        yield "    end"
     for number, (mine, theirs) in enumerate(zip(found.client_steps, found.server_steps, strict=True)):
         yield f"    S->>C: {signature(mine.expects)}"
         if number == 0:

@@ -1,11 +1,11 @@
-"""Writes the test vectors of the masking protocol, as `reference.py` works them out.
+"""Writes the test vectors of masking and of the homomorphic backends, as `reference.py` and `lattices.py` do.
 
     python tests/vectors/generate.py            write the files (`make vectors`)
     python tests/vectors/generate.py --check    exit with 1 where a file would change
 
 A file holds `cases` (name, source, given, gives) and `bad` ones (name, source, given, error: the class of
 privfr's error). Bytes are in hex, and numbers are exact, fractions too. The whole rounds are in `rounds.py`,
-and what liars make of them in `lies.py`.
+and what liars make of them in `lies.py`; those of the homomorphic backends in `homomorphic.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import homomorphic
 import lies
 import published
 import reference as ref
@@ -627,6 +628,10 @@ FILES = {
     "signatures": signatures,
     "spec": spec,
     "round": whole_rounds,
+    "lattice": lambda: _file(*homomorphic.lattice()),
+    "slots": lambda: _file(*homomorphic.slots()),
+    "sealing": lambda: _file(*homomorphic.boxes()),
+    "frames": lambda: _file(*homomorphic.frames()),
 }
 
 
