@@ -169,6 +169,7 @@ class Learner(Protocol):
 
 class _SavedMember(msgspec.Struct, frozen=True, array_like=True):
     model: bytes | None
+    former: bytes | None
     learner: bytes
     spec: RoundSpec | None
     session: bytes | None
@@ -178,9 +179,10 @@ class _SavedMember(msgspec.Struct, frozen=True, array_like=True):
 
 @register
 class HandOver(Message, frozen=True, tag="handover"):
-    """Server to a client: seal the model to these clients, for the round that `context` names."""
+    """Server to a client: seal the model of this digest to these clients, for the round `context` names."""
 
     context: bytes
+    model: bytes
     clients: tuple[ClientId, ...]
 
 
@@ -210,6 +212,9 @@ class Member:
     parameters: the backend's, as this client worked them out itself.  model: float32 [size], or None to be
     sent it with the first round; with momentum as `apply` says.  learn_seconds: CPU seconds spent training.
     outcome: what the last round came to, its vector left out.
+
+    It keeps the model from before the last result, too: where only the members know whether enough of them
+    have got a result, the next round may begin with either.
     """
 
     client: ClientId
@@ -229,6 +234,7 @@ class Member:
 
     def __post_init__(self) -> None:
         self._run, self._begun = b"", -1
+        self._former: Vector | None = None
         self._known: tuple[Vector | None, bytes] = (None, b"")
         self._spec: RoundSpec | None = None
         self._session: ClientSession | None = None
@@ -281,7 +287,7 @@ class Member:
             # Two sums of one round, over other rosters, would differ by somebody's update.
             raise WrongPhase("a round this client has begun before, or one of another run")
         size = spec.size * (2 if self.momentum else 1)
-        model = self._given(begin, size) if len(begin.bulk) else self.model
+        model = self._given(begin, size) if len(begin.bulk) else self.holds(spec.model)
         if model is None or model.size != size or self._digest(model) != spec.model:
             raise PolicyRefused("the model to train from is not the one the round names")
         return model
@@ -298,10 +304,11 @@ class Member:
 
     def _hand_over(self, asked: HandOver) -> bytes:
         handover = self.backend.handover
-        if handover is None or self.model is None:
-            raise WrongPhase("a client that has no model to hand over, or whose server has it")
-        model = self.model.astype("<f4").tobytes()
-        boxes, bulk = handover.seal(self.keyring, asked.clients, asked.context, model, self.entropy)
+        model = self.holds(asked.model)
+        if handover is None or model is None or self._digest(model) != asked.model:
+            raise WrongPhase("a client that lacks the model it is to hand over, or whose server has it")
+        sealed = model.astype("<f4").tobytes()
+        boxes, bulk = handover.seal(self.keyring, asked.clients, asked.context, sealed, self.entropy)
         return encode(HandedOver(boxes, memoryview(bulk)))
 
     def _finish(self, result: Result) -> bytes:
@@ -321,8 +328,15 @@ class Member:
         aggregate = self.backend.open(spec, sealed, self.keyring)
         model = apply(self.model, aggregate, self.momentum)
         self.outcome = replace(aggregate, vector=aggregate.vector[:0])
+        self._former = self.model if self.backend.handover else None
         self.model, self._spec, self._session = model, None, None
         return encode(Ack(self._digest(model)))
+
+    def holds(self, wanted: bytes) -> Vector | None:
+        """Give the model of this digest, if it is the present one or the one before it."""
+        if self.model is None or self._digest(self.model) == wanted or self._former is None:
+            return self.model
+        return self._former if digest(self._former) == wanted else self.model
 
     def _digest(self, model: Vector) -> bytes:
         """Hash a model once: the one a round ends with is the one the next begins with."""
@@ -333,15 +347,21 @@ class Member:
     def save(self) -> bytes:
         """Everything needed to go on in another process, between any two frames. Secret."""
         session = self._session.save() if self._session else None
-        model = None if self.model is None else self.model.astype("<f4").tobytes()
+        model, former = (
+            None if vector is None else vector.astype("<f4").tobytes()
+            for vector in (self.model, self._former)
+        )
         return msgspec.msgpack.encode(
-            _SavedMember(model, self.learner.save(), self._spec, session, self._run, self._begun)
+            _SavedMember(model, former, self.learner.save(), self._spec, session, self._run, self._begun)
         )
 
     def restore(self, saved: bytes) -> None:
         """Take up what `save` gave, in a member set up like the one that saved."""
         found = msgspec.msgpack.decode(saved, type=_SavedMember)
-        self.model = None if found.model is None else np.frombuffer(found.model, "<f4").copy()
+        self.model, self._former = (
+            None if vector is None else np.frombuffer(vector, "<f4").copy()
+            for vector in (found.model, found.former)
+        )
         self.learner.restore(found.learner)
         self._spec, self._run, self._begun = found.spec, found.run, found.begun
         self._session = None
@@ -433,14 +453,20 @@ class Coordinator:
         """
         spec, stale = self._spec(), self._stale()
         self.report = RoundReport(self.round, len(self.roster))
-        self._session = ServerSession(self.backend, spec, self.backend.server_state(spec, self.keyring))
+        try:
+            state = self.backend.server_state(spec, self.keyring)
+        except RemoteProtocolError as error:  # of a third party that the backend needs
+            self.report.failed = str(error)
+            self._end()
+            return {}
+        self._session = ServerSession(self.backend, spec, state)
         if self.model is not None or not stale:
             return self._begin(spec, None)
         holders = sorted(self.current)
         if not holders:
             raise LocalProtocolError("nobody is known to hold the model, and the server may not: start anew")
         self._handing = holders[self.round % len(holders)]
-        return {self._handing: encode(HandOver(spec.context(), tuple(sorted(stale))))}
+        return {self._handing: encode(HandOver(spec.context(), spec.model, tuple(sorted(stale))))}
 
     def _begin(self, spec: RoundSpec, handed: HandedOver | None) -> Mapping[ClientId, bytes]:
         # Messages are made when they are asked for: what they need is taken up now.
@@ -553,8 +579,7 @@ class Coordinator:
             except RemoteProtocolError as error:
                 self.report.faults.append((client, f"result: {type(error).__name__}: {error}"))
         if self._blind and not self._confirmed(Counter(model for model in acks.values() if model)):
-            self.current -= {client for client, model in acks.items() if model}
-            self._end()
+            self._end()  # who has applied the result still holds the model from before it
             return
         self.current = {client for client, model in acks.items() if model == self.digest}
         for client in acks.keys() - self.current:

@@ -303,7 +303,7 @@ class _Run:
             assert coordinator.model is not None  # what is asked of a server that has none is refused
             return coordinator.model
         for client in sorted(coordinator.current):
-            held = members[client].model
+            held = members[client].holds(coordinator.digest)
             if held is not None and digest(held) == coordinator.digest:
                 return held
         raise InputError(

@@ -17,7 +17,7 @@ from typing import Any
 from privfr.backends.homomorphic import authority, clients
 from privfr.backends.homomorphic.authority import Authority
 from privfr.backends.homomorphic.messages import Chosen, Cipher, Consent, Offer, PublicKey, Ready, Survivors
-from privfr.backends.homomorphic.round import plan
+from privfr.backends.homomorphic.round import limit_cipher, plan
 from privfr.coding import Coding
 from privfr.protocol import Backend, Begin, ClientStep, Handover, ServerStep
 
@@ -33,14 +33,14 @@ def _plan(
 BFV = Backend(
     name="bfv",
     server_learns="nothing",
-    trust="The server learns nothing of the model or the sum; one client that helps it opens every update.",
+    trust="The server sees no sum and no model; a single client that helps it can show it every update.",
     client_steps=(
         ClientStep("offer", Begin, clients.offer),
         ClientStep("contribute", Chosen, clients.contribute),
     ),
     server_steps=(
         ServerStep("offer", Offer, clients.absorb_offer, clients.close_offers, clients.limit_offer),
-        ServerStep("contribute", Cipher, clients.absorb_cipher, clients.close, clients.limit_cipher),
+        ServerStep("contribute", Cipher, clients.absorb_cipher, clients.close, limit_cipher),
     ),
     plan=partial(_plan, "bfv"),
     fewest=lambda clients, options: 2,
@@ -61,7 +61,7 @@ BFV_AUTHORITY = replace(
     BFV,
     name="bfv-authority",
     server_learns="sum",
-    trust="The server sees the sum alone; the authority, if it colludes with the server, sees every update.",
+    trust="The server sees the sum alone; the authority, or a client, that helps it can show it every update.",
     client_steps=(
         ClientStep("ready", Begin, authority.ready),
         ClientStep("contribute", PublicKey, authority.contribute),
@@ -69,9 +69,7 @@ BFV_AUTHORITY = replace(
     ),
     server_steps=(
         ServerStep("ready", Ready, authority.absorb_ready, authority.close_ready, authority.limit_short),
-        ServerStep(
-            "contribute", Cipher, authority.absorb_cipher, authority.close_ciphers, authority.limit_cipher
-        ),
+        ServerStep("contribute", Cipher, authority.absorb_cipher, authority.close_ciphers, limit_cipher),
         ServerStep("consent", Consent, authority.absorb_consent, authority.close, authority.limit_short),
     ),
     plan=partial(_plan, "bfv-authority"),

@@ -5,7 +5,7 @@
     consent     the clients whose ciphertexts are in the sum sign who they are; the authority opens it
 
 The server learns the sum, as with masking. The authority learns it too, and nothing else unless the server
-passes a single client's ciphertext on; it checks by the tags that the server has not.
+and a client together pass something else on as the sum; see `mac`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from nacl.public import PublicKey as BoxKey
 from nacl.signing import SigningKey
 
 from privfr.backends.homomorphic import round as rounds
-from privfr.backends.homomorphic.lattice import Key, Words
+from privfr.backends.homomorphic.lattice import Key
+from privfr.backends.homomorphic.mac import Mac
 from privfr.backends.homomorphic.messages import (
     Cipher,
     Consent,
@@ -31,7 +32,6 @@ from privfr.backends.homomorphic.messages import (
     key_bytes,
     survivor_bytes,
 )
-from privfr.backends.homomorphic.packing import Packing, Tags
 from privfr.backends.identity import ascending, sign, verify
 from privfr.backends.party import Relay, answer, ask
 from privfr.coding import pack, unpack
@@ -46,12 +46,14 @@ __all__ = ["Authority"]
 class Keyring(msgspec.Struct, frozen=True):
     """What a client is given before the run.
 
-    identity: its own Ed25519 seed; shared: what its X25519 key and the authority's agree on; 32 bytes each,
-    secret.  authority: the authority's Ed25519 key.  roster: the clients it is summed with.  All pinned.
+    identity: its own Ed25519 seed; shared: what its X25519 key and the authority's agree on; group: what all
+    clients and the authority share; 32 bytes each, secret.  authority: the authority's Ed25519 key.  roster:
+    the clients it is summed with. All pinned.
     """
 
     identity: bytes
     shared: bytes
+    group: bytes
     authority: bytes
     roster: tuple[ClientId, ...]
 
@@ -74,14 +76,17 @@ class Enrolled(msgspec.Struct, frozen=True):
 class Authority:
     """Who holds the keys. `receive` answers one frame of the server's with one of its own.
 
-    It makes a key for each round, opens one sum with it, and forgets it. floor: fewest clients whose sum it
-    opens.
+    It makes a key for each round, opens one sum with it, and forgets it. It serves one run, the first that is
+    begun.  identity: its Ed25519 seed.  group: shared with all clients, 32 bytes.  floor: fewest clients
+    whose sum it opens.
     """
 
-    def __init__(self, identity: bytes, clients: Mapping[ClientId, Enrolled], floor: int = 2) -> None:
-        self._identity, self._clients, self._floor = identity, dict(clients), floor
+    def __init__(
+        self, identity: bytes, group: bytes, clients: Mapping[ClientId, Enrolled], floor: int = 2
+    ) -> None:
+        self._identity, self._group, self._clients, self._floor = identity, group, dict(clients), floor
         self._round: tuple[RoundSpec, Key] | None = None
-        self._last: dict[bytes, int] = {}
+        self._run, self._last = b"", -1
 
     def receive(self, frame: Frame) -> bytes:
         """Answer the server; with `Refused`, and nothing opened, where a message is unacceptable."""
@@ -92,15 +97,17 @@ class Authority:
         spec = decode(frame, Begin).spec
         spec.check()
         rounds.check(spec)
+        if rounds.packing_of(spec).lattice.symmetric:
+            raise PolicyRefused("a round whose key the clients hold")
         if set(spec.clients) != set(self._clients):
             raise PolicyRefused("a roster that is not the one pinned here")
         if spec.threshold < self._floor:
             raise PolicyRefused(f"a threshold of {spec.threshold} is below the authority's {self._floor}")
-        if spec.round <= self._last.get(spec.run, -1):
+        if self._run not in (b"", spec.run) or spec.round <= self._last:
             # The difference of two sums of one round is somebody's update.
-            raise WrongPhase("this round was begun before")
+            raise WrongPhase("a round that was begun before, or one of another run")
         key = Key.generate(rounds.packing_of(spec).lattice)
-        self._round, self._last[spec.run] = (spec, key), spec.round
+        self._round, self._run, self._last = (spec, key), spec.run, spec.round
         public = key.export()
         return PublicKey(sign(self._identity, key_bytes(spec.context(), public)), memoryview(public))
 
@@ -112,8 +119,10 @@ class Authority:
         self._check_consents(spec, asked)
         self._round = None  # one answer for a key, whatever it is: a second would compare two ciphertexts
         packing = rounds.packing_of(spec)
-        tags = Tags({client: known.shared for client, known in self._clients.items()}, packing)
-        lanes = rounds.opened(packing, key, asked.bulk, tags.total(asked.survivors))
+        pads = {client: known.shared for client, known in self._clients.items()}
+        mac = Mac(packing.lattice, spec.context(), self._group, pads)
+        lanes = rounds.opened(packing, key, mac, asked.survivors, asked.tag, asked.bulk)
+        packing.point.decode(lanes, len(asked.survivors))  # refuses what is no sum of encoded updates
         return Sealed(asked.survivors, pack(lanes, packing.point.modulus_bits))
 
     def _check_consents(self, spec: RoundSpec, asked: OpenSum) -> None:
@@ -146,7 +155,7 @@ class Line:
 
 def provision(clients: tuple[ClientId, ...], entropy: Entropy) -> tuple[Line, dict[ClientId, Keyring]]:
     """Set up an authority, and enrol each client with it."""
-    identity, secret = entropy(32), PrivateKey(entropy(PrivateKey.SIZE))
+    identity, group, secret = entropy(32), entropy(32), PrivateKey(entropy(PrivateKey.SIZE))
     seeds = {client: entropy(32) for client in clients}
     own = {client: PrivateKey(entropy(PrivateKey.SIZE)) for client in clients}
     roster = {client: bytes(SigningKey(seed).verify_key) for client, seed in seeds.items()}
@@ -155,10 +164,10 @@ def provision(clients: tuple[ClientId, ...], entropy: Entropy) -> tuple[Line, di
     }
     public = bytes(SigningKey(identity).verify_key)
     keyrings = {
-        client: Keyring(seeds[client], agree(own[client], bytes(secret.public_key)), public, clients)
+        client: Keyring(seeds[client], agree(own[client], bytes(secret.public_key)), group, public, clients)
         for client in clients
     }
-    return Line(Authority(identity, enrolled).receive, roster), keyrings
+    return Line(Authority(identity, group, enrolled).receive, roster), keyrings
 
 
 def agree(own: PrivateKey, other: bytes) -> bytes:
@@ -210,10 +219,11 @@ def contribute(state: ClientState, key: PublicKey, entropy: Entropy) -> tuple[Cl
     spec = state.spec
     context, packing = spec.context(), rounds.packing_of(spec)
     verify(state.keyring.authority, key_bytes(context, key.bulk), key.signature)
-    own = Tags({state.client: state.keyring.shared}, packing).of(state.client)
+    lattice, keyring = packing.lattice, state.keyring
+    mac = Mac(lattice, context, keyring.group, {state.client: keyring.shared})
     lanes = np.frombuffer(state.summand, "<u4")
-    bulk = rounds.encrypted(packing, Key.load(packing.lattice, key.bulk), lanes, own)
-    return msgspec.structs.replace(state, summand=b""), Cipher(context, memoryview(bulk))
+    tag, bulk = rounds.encrypted(packing, Key.load(lattice, key.bulk), mac, state.client, lanes)
+    return msgspec.structs.replace(state, summand=b""), Cipher(context, tag, bulk)
 
 
 def consent(state: ClientState, survivors: Survivors, entropy: Entropy) -> tuple[ClientState, Consent]:
@@ -235,12 +245,9 @@ def consent(state: ClientState, survivors: Survivors, entropy: Entropy) -> tuple
 class ServerState:
     """The round's public key, the running sum of the ciphertexts, and who has consented."""
 
-    spec: RoundSpec
-    context: bytes
-    packing: Packing
+    total: rounds.Total
     line: Line
     key: PublicKey
-    total: Words
     ready: list[ClientId] = field(default_factory=list)
     survivors: tuple[ClientId, ...] = ()
     consents: dict[ClientId, bytes] = field(default_factory=dict)
@@ -248,14 +255,12 @@ class ServerState:
 
 def server_state(spec: RoundSpec, line: Line) -> ServerState:
     """Begin a round with the authority's key and an empty sum."""
-    key = ask(line.relay, Begin(spec, memoryview(b"")), PublicKey)
-    packing = rounds.packing_of(spec)
-    return ServerState(spec, spec.context(), packing, line, key, rounds.empty_total(packing))
+    return ServerState(rounds.Total(spec), line, ask(line.relay, Begin(spec, memoryview(b"")), PublicKey))
 
 
 def absorb_ready(state: ServerState, client: ClientId, answer: Ready) -> ServerState:
     """Note that a client has trained."""
-    if answer.context != state.context:
+    if answer.context != state.total.context:
         raise WrongPhase("ready for another round or run")
     state.ready.append(client)
     return state
@@ -268,31 +273,28 @@ def close_ready(state: ServerState) -> tuple[ServerState, Mapping[ClientId, Publ
 
 def absorb_cipher(state: ServerState, client: ClientId, answer: Cipher) -> ServerState:
     """Add one client's ciphertexts."""
-    if answer.context != state.context:
-        raise WrongPhase("ciphertexts of another round or run")
-    rounds.add_ciphertexts(state.packing, state.total, answer.bulk)
-    state.survivors = (*state.survivors, client)
+    state.total.add(client, answer)
     return state
 
 
 def close_ciphers(state: ServerState) -> tuple[ServerState, Mapping[ClientId, Survivors]]:
     """Name the survivors to the survivors."""
-    state.survivors = tuple(sorted(state.survivors))
+    state.survivors = tuple(sorted(state.total.survivors))
     return state, dict.fromkeys(state.survivors, Survivors(state.survivors))
 
 
 def absorb_consent(state: ServerState, client: ClientId, answer: Consent) -> ServerState:
     """Keep a signature that the authority will accept."""
-    verify(state.line.roster[client], survivor_bytes(state.context, state.survivors), answer.signature)
+    verify(state.line.roster[client], survivor_bytes(state.total.context, state.survivors), answer.signature)
     state.consents[client] = answer.signature
     return state
 
 
 def close(state: ServerState) -> tuple[ServerState, Sealed]:
     """Have the authority open the sum."""
-    total = memoryview(rounds.packed_total(state.packing, state.total))
-    consents = tuple(sorted(state.consents.items()))
-    sealed = ask(state.line.relay, OpenSum(state.survivors, consents, total), Sealed)
+    consents, total = tuple(sorted(state.consents.items())), state.total
+    question = OpenSum(state.survivors, consents, total.tag, total.packed())
+    sealed = ask(state.line.relay, question, Sealed)
     if sealed.survivors != state.survivors:
         raise BadFrame("the authority's sum is over other clients than it was asked for")
     return state, sealed
@@ -307,8 +309,3 @@ def open_sum(spec: RoundSpec, sealed: Sealed, keyring: object) -> Aggregate:
 def limit_short(spec: RoundSpec) -> int:
     """Most bytes of an answer without ciphertext."""
     return ENVELOPE
-
-
-def limit_cipher(spec: RoundSpec) -> int:
-    """Most bytes of one client's ciphertexts."""
-    return rounds.packing_of(spec).packed_bytes + ENVELOPE

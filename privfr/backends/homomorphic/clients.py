@@ -17,9 +17,9 @@ import numpy as np
 from nacl.public import PrivateKey
 
 from privfr.backends.homomorphic import round as rounds
-from privfr.backends.homomorphic.lattice import Key, Words
+from privfr.backends.homomorphic.lattice import Key
+from privfr.backends.homomorphic.mac import Mac
 from privfr.backends.homomorphic.messages import Bundle, Chosen, Cipher, Offer
-from privfr.backends.homomorphic.packing import Packing, Tags
 from privfr.backends.homomorphic.sealing import BOX_BYTES, Keyring, open_from, seal_to, sealed_bytes, subkey
 from privfr.errors import BadFrame, PolicyRefused, TooFewClients, WrongPhase
 from privfr.protocol import ENVELOPE, Begin, ClientId, Entropy, OnDemand, RoundSpec, Sealed
@@ -95,10 +95,10 @@ def offer(state: ClientState, begin: Begin, entropy: Entropy) -> tuple[ClientSta
 def contribute(state: ClientState, chosen: Chosen, entropy: Entropy) -> tuple[ClientState, Cipher]:
     """Encrypt the summand under the round's key (spec 4.2)."""
     spec = state.spec
-    key, tags = _take_up(spec, state.keyring, chosen.maker, chosen.box, chosen.bulk)
+    key, mac = _take_up(spec, state.keyring, chosen.maker, chosen.box, chosen.bulk)
     lanes = np.frombuffer(state.summand, "<u4")
-    bulk = rounds.encrypted(rounds.packing_of(spec), key, lanes, tags.of(state.client))
-    return msgspec.structs.replace(state, summand=b""), Cipher(spec.context(), memoryview(bulk))
+    tag, bulk = rounds.encrypted(rounds.packing_of(spec), key, mac, state.client, lanes)
+    return msgspec.structs.replace(state, summand=b""), Cipher(spec.context(), tag, bulk)
 
 
 def open_sum(spec: RoundSpec, sealed: Sealed, keyring: Keyring | None) -> Aggregate:
@@ -109,9 +109,9 @@ def open_sum(spec: RoundSpec, sealed: Sealed, keyring: Keyring | None) -> Aggreg
     if len(bundle.boxes) != len(spec.clients):
         raise BadFrame("not a box for each client of the roster")
     box = bundle.boxes[spec.clients.index(keyring.client)]
-    key, tags = _take_up(spec, keyring, bundle.maker, box, bundle.key)
+    key, mac = _take_up(spec, keyring, bundle.maker, box, bundle.key)
     packing = rounds.packing_of(spec)
-    lanes = rounds.opened(packing, key, bundle.bulk, tags.total(sealed.survivors))
+    lanes = rounds.opened(packing, key, mac, sealed.survivors, bundle.tag, bundle.bulk)
     return packing.point.decode(lanes, len(sealed.survivors))
 
 
@@ -129,14 +129,14 @@ def open_model(keyring: Keyring, sender: ClientId, context: bytes, box: bytes, b
 
 def _take_up(
     spec: RoundSpec, keyring: Keyring, maker: ClientId, box: bytes, bulk: bytes | memoryview
-) -> tuple[Key, Tags]:
-    """Open an offer: the key, and what tags are made with."""
+) -> tuple[Key, Mac]:
+    """Open an offer: the keys of encryption and of tags."""
     if maker not in makers(spec):
         raise BadFrame("a key made by a client that is to make none in this round")
-    packing = rounds.packing_of(spec)
-    secret, exported = open_from(keyring, maker, PURPOSE, spec.context(), box, bulk)
-    tags = Tags(dict.fromkeys(spec.clients, subkey(secret, b"tags")), packing)
-    return Key.load(packing.lattice, exported), tags
+    lattice, context = rounds.packing_of(spec).lattice, spec.context()
+    secret, exported = open_from(keyring, maker, PURPOSE, context, box, bulk)
+    pads = dict.fromkeys(spec.clients, subkey(secret, b"pads"))
+    return Key.load(lattice, exported), Mac(lattice, context, subkey(secret, b"mac"), pads)
 
 
 # The server
@@ -146,29 +146,25 @@ def _take_up(
 class ServerState:
     """The offers, and the running sum of the ciphertexts."""
 
-    spec: RoundSpec
-    context: bytes
-    packing: Packing
-    total: Words
+    total: rounds.Total
     ready: list[ClientId] = field(default_factory=list)
     offers: dict[ClientId, Offer] = field(default_factory=dict)
     maker: ClientId = -1
-    survivors: list[ClientId] = field(default_factory=list)
 
 
 def server_state(spec: RoundSpec, keyring: None = None) -> ServerState:
     """Begin a round with an empty sum."""
-    packing = rounds.packing_of(spec)
-    return ServerState(spec, spec.context(), packing, rounds.empty_total(packing))
+    return ServerState(rounds.Total(spec))
 
 
 def absorb_offer(state: ServerState, client: ClientId, answer: Offer) -> ServerState:
     """Keep an offer, as a copy: the frame need not stay."""
-    if answer.context != state.context:
+    spec, packing = state.total.spec, state.total.packing
+    if answer.context != state.total.context:
         raise WrongPhase("an offer for another round or run")
-    making = client in makers(state.spec)
-    boxes = [BOX_BYTES] * len(state.spec.clients) if making else []
-    length = sealed_bytes(state.packing.lattice.key_bytes) if making else 0
+    making = client in makers(spec)
+    boxes = [BOX_BYTES] * len(spec.clients) if making else []
+    length = sealed_bytes(packing.lattice.key_bytes) if making else 0
     if [len(box) for box in answer.boxes] != boxes or len(answer.bulk) != length:
         raise BadFrame("an offer of another form than this client's must have")
     state.ready.append(client)
@@ -179,42 +175,34 @@ def absorb_offer(state: ServerState, client: ClientId, answer: Offer) -> ServerS
 
 def close_offers(state: ServerState) -> tuple[ServerState, Mapping[ClientId, Message]]:
     """Pass the first offer on."""
-    found = [client for client in makers(state.spec) if client in state.offers]
+    spec = state.total.spec
+    found = [client for client in makers(spec) if client in state.offers]
     if not found:
-        raise TooFewClients(f"round {state.spec.round}, phase offer: every maker of a key is lost")
+        raise TooFewClients(f"round {spec.round}, phase offer: every maker of a key is lost")
     state.maker = found[0]
-    chosen, roster = state.offers[state.maker], state.spec.clients
+    chosen = state.offers[state.maker]
     state.offers = {state.maker: chosen}
 
     def message(client: ClientId) -> Chosen:
-        return Chosen(state.maker, chosen.boxes[roster.index(client)], chosen.bulk)
+        return Chosen(state.maker, chosen.boxes[spec.clients.index(client)], chosen.bulk)
 
     return state, OnDemand(sorted(state.ready), message)
 
 
 def absorb_cipher(state: ServerState, client: ClientId, answer: Cipher) -> ServerState:
     """Add one client's ciphertexts."""
-    if answer.context != state.context:
-        raise WrongPhase("ciphertexts of another round or run")
-    rounds.add_ciphertexts(state.packing, state.total, answer.bulk)
-    state.survivors.append(client)
+    state.total.add(client, answer)
     return state
 
 
 def close(state: ServerState) -> tuple[ServerState, Sealed]:
     """End the round with the encrypted sum, and the offer by which clients open it."""
-    chosen = state.offers[state.maker]
-    total = memoryview(rounds.packed_total(state.packing, state.total))
-    bundle = Bundle(state.maker, chosen.boxes, bytes(chosen.bulk), total)
-    return state, Sealed(tuple(sorted(state.survivors)), memoryview(encode(bundle)))
+    chosen, total = state.offers[state.maker], state.total
+    bundle = Bundle(state.maker, chosen.boxes, bytes(chosen.bulk), total.tag, total.packed())
+    return state, Sealed(tuple(sorted(total.survivors)), memoryview(encode(bundle)))
 
 
 def limit_offer(spec: RoundSpec) -> int:
     """Most bytes of an offer."""
     boxes = len(spec.clients) * (BOX_BYTES + 5)
     return boxes + sealed_bytes(rounds.packing_of(spec).lattice.key_bytes) + ENVELOPE
-
-
-def limit_cipher(spec: RoundSpec) -> int:
-    """Most bytes of one client's ciphertexts."""
-    return rounds.packing_of(spec).packed_bytes + ENVELOPE

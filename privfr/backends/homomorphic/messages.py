@@ -49,11 +49,15 @@ class Chosen(Message, frozen=True, tag="homomorphic.chosen"):
 
 @register
 class Bundle(Message, frozen=True, tag="homomorphic.bundle"):
-    """The content of a round's `Sealed`: the sum's ciphertexts, and the offer by which clients open them."""
+    """The content of a round's `Sealed`: the sum's ciphertexts, and the offer by which clients open them.
+
+    tag: sum of the clients' tags.
+    """
 
     maker: ClientId
     boxes: tuple[bytes, ...]
     key: bytes
+    tag: tuple[int, ...]
     bulk: memoryview
 
 
@@ -91,10 +95,14 @@ class Consent(Message, frozen=True, tag="homomorphic.consent"):
 
 @register
 class OpenSum(Message, frozen=True, tag="homomorphic.opensum"):
-    """Server to authority: the sum's ciphertexts, whose they are, and who has signed that; both ascending."""
+    """Server to authority: the sum's ciphertexts, whose they are, and who has signed that; both ascending.
+
+    tag: sum of the clients' tags.
+    """
 
     survivors: tuple[ClientId, ...]
     consents: tuple[tuple[ClientId, bytes], ...]
+    tag: tuple[int, ...]
     bulk: memoryview
 
 
@@ -103,9 +111,13 @@ class OpenSum(Message, frozen=True, tag="homomorphic.opensum"):
 
 @register
 class Cipher(Message, frozen=True, tag="homomorphic.cipher"):
-    """Client to server: its summand's ciphertexts, one after another, for the round that `context` names."""
+    """Client to server: its summand's ciphertexts, one after another, for the round that `context` names.
+
+    tag: proof that they are this client's, four numbers; see `mac`.
+    """
 
     context: bytes
+    tag: tuple[int, ...]
     bulk: memoryview
 
 

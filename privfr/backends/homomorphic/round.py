@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import msgspec
@@ -17,21 +18,23 @@ from privfr.backends.homomorphic.lattice import (
     pack_words,
     unpack_words,
 )
-from privfr.backends.homomorphic.packing import Packing, Signed
+from privfr.backends.homomorphic.mac import CHECKS, Mac, Tag, add_tags, check_form
+from privfr.backends.homomorphic.messages import Cipher
+from privfr.backends.homomorphic.packing import Packing
 from privfr.coding import Coding, FixedPoint, Lanes
-from privfr.errors import BadFrame, InputError
-from privfr.protocol import RoundSpec, parameters_of
+from privfr.errors import BadFrame, InputError, WrongPhase
+from privfr.protocol import ENVELOPE, ClientId, RoundSpec, parameters_of
 
 __all__ = [
     "SCHEMES",
     "Parameters",
+    "Total",
     "add_ciphertexts",
     "check",
     "ciphertexts_of",
-    "empty_total",
     "encrypted",
+    "limit_cipher",
     "opened",
-    "packed_total",
     "packing_of",
     "plan",
 ]
@@ -74,6 +77,8 @@ def _packing_of(spec: RoundSpec) -> Packing:
 
 def check(spec: RoundSpec) -> None:
     """Raise `BadFrame` for a proposed round whose sum would not fit, or is not secured as it must be."""
+    if spec.backend not in SCHEMES:
+        raise BadFrame("parameters of another backend's round")
     try:
         coding = packing_of(spec).point.coding
         if plan(spec.backend, len(spec.clients), coding) != spec.parameters:
@@ -95,26 +100,25 @@ def ciphertexts_of(packing: Packing, bulk: bytes | memoryview) -> Iterator[Words
         yield unpack_words(bulk[start : start + step], lattice.primes[0], moduli)
 
 
-def encrypted(packing: Packing, key: Key, lanes: Lanes, tags: Signed) -> bytearray:
-    """Encrypt one summand, lanes modulo 2^k, uint32 [lanes], one ciphertext at a time."""
+def encrypted(packing: Packing, key: Key, mac: Mac, client: ClientId, lanes: Lanes) -> tuple[Tag, memoryview]:
+    """Encrypt one summand, lanes modulo 2^k, uint32 [lanes], one ciphertext at a time, and tag it."""
     lattice = packing.lattice
     out, step = bytearray(packing.packed_bytes), lattice.packed_bytes
-    for i, slots in enumerate(packing.spread(lanes, tags)):
+    for i, slots in enumerate(packing.spread(lanes)):
         out[i * step : (i + 1) * step] = pack_words(key.encrypt(slots), lattice.primes[0])
-    return out
+    bulk = memoryview(out)
+    return mac.tag(client, ciphertexts_of(packing, bulk)), bulk
 
 
-def opened(packing: Packing, key: Key, bulk: bytes | memoryview, tags: Signed) -> Lanes:
-    """Decrypt a sum: lanes modulo 2^k, uint32 [lanes].
+def opened(
+    packing: Packing, key: Key, mac: Mac, clients: Iterable[ClientId], tag: Tag, bulk: memoryview
+) -> Lanes:
+    """Decrypt a sum over these clients: lanes modulo 2^k, uint32 [lanes].
 
-    tags: sum of the tags of those it is said to be over.  Raises `BadFrame` for any other sum.
+    Raises `BadFrame` for any other sum, and then nothing has been decrypted.
     """
-    return packing.gather((key.decrypt(words) for words in ciphertexts_of(packing, bulk)), tags)
-
-
-def empty_total(packing: Packing) -> Words:
-    """Give a sum of nothing: uint64 [ciphertexts, words]."""
-    return np.zeros((packing.ciphertexts, packing.lattice.words), np.uint64)
+    mac.check(clients, tag, ciphertexts_of(packing, bulk))
+    return packing.gather(key.decrypt(words) for words in ciphertexts_of(packing, bulk))
 
 
 def add_ciphertexts(packing: Packing, total: Words, bulk: bytes | memoryview) -> None:
@@ -130,6 +134,39 @@ def add_ciphertexts(packing: Packing, total: Words, bulk: bytes | memoryview) ->
         np.minimum(row, row - prime, out=row)  # below the prime, the difference wraps and is the larger
 
 
-def packed_total(packing: Packing, total: Words) -> bytes:
-    """Pack uint64 [ciphertexts, words] as a summand's ciphertexts are packed."""
-    return b"".join(pack_words(row, packing.lattice.primes[0]) for row in total)
+@dataclass
+class Total:
+    """The server's running sum: ciphertexts, uint64 [ciphertexts, words], their tags, and whose they are."""
+
+    spec: RoundSpec
+    words: Words = field(init=False)
+    tag: Tag = (0,) * CHECKS
+    survivors: list[ClientId] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Begin with nothing."""
+        self.context, self.packing = self.spec.context(), packing_of(self.spec)
+        self.words = np.zeros((self.packing.ciphertexts, self.packing.lattice.words), np.uint64)
+
+    def add(self, client: ClientId, answer: Cipher) -> None:
+        """Add one client's ciphertexts and tag. Raises `BadFrame`, and then nothing is added."""
+        if answer.context != self.context:
+            raise WrongPhase("ciphertexts of another round or run")
+        check_form(self.packing.lattice, answer.tag)
+        add_ciphertexts(self.packing, self.words, answer.bulk)
+        self.tag = add_tags(self.packing.lattice, self.tag, answer.tag)
+        self.survivors.append(client)
+
+    def packed(self) -> memoryview:
+        """The ciphertexts as one summand's are packed."""
+        bits = self.packing.lattice.primes[0]
+        return memoryview(b"".join(pack_words(row, bits) for row in self.words))
+
+    def __repr__(self) -> str:
+        """Say how many."""
+        return f"<Total of {len(self.survivors)} clients>"
+
+
+def limit_cipher(spec: RoundSpec) -> int:
+    """Most bytes of one client's ciphertexts."""
+    return packing_of(spec).packed_bytes + ENVELOPE
