@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from fuzz.choices import Choices
+from fuzz.homomorphic import Asked, Served, Telling
 from fuzz.member import ME, MEMBERS, Told, recorded
 from fuzz.scenes import SCENES, scene
 from fuzz.server import Round
@@ -63,6 +64,43 @@ def test_a_member_follows_the_recorded_rounds_to_their_end(name: str) -> None:
     assert told.at == len(recorded(name).frames[ME])
     assert [said[-1] for said in told.answered.values()] == ["ack", "ack"]
     assert not told.led_astray
+
+
+@pytest.mark.parametrize("name", ["bfv", "ckks"])
+def test_where_all_tell_the_truth_every_client_opens_the_sum(name: str) -> None:
+    played = Served(name, Choices(b""))
+    played.play()
+    sealed = played.server.sealed
+    assert sealed is not None
+    assert sealed.survivors == (1, 2, 3)
+    played.truth.lanes[1][0] += 1
+    try:
+        with pytest.raises(AssertionError, match="not the true one"):
+            played.check(sealed)
+    finally:
+        played.truth.lanes[1][0] -= 1
+
+
+@pytest.mark.parametrize("name", ["bfv-authority", "ckks-authority"])
+def test_the_authority_opens_the_true_sum_and_another_is_noticed(name: str) -> None:
+    asked = Asked(name, Choices(b""))
+    assert asked.open is not None
+    asked.step("open")
+    assert asked.open is None
+    asked.step("begin altered")
+    asked.step("begin")
+    later = Asked(name, Choices(b""))
+    later.lanes[1][0] += 1
+    with pytest.raises(AssertionError, match="not the true one"):
+        later.step("open")
+
+
+@pytest.mark.parametrize("name", ["bfv", "ckks", "bfv-authority", "ckks-authority"])
+def test_a_homomorphic_member_follows_the_recorded_rounds_to_their_end(name: str) -> None:
+    told = Telling(recorded(name), Choices(b""))
+    for _ in recorded(name).frames[ME]:
+        told.step("next")
+    assert [said[-1] for said in told.answered.values()] == ["ack", "ack"]
 
 
 def test_a_sum_that_is_not_exact_is_noticed() -> None:

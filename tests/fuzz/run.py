@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CORPUS = HERE / "corpus"
 # target -> its share of the time: the most to those with the most phases.
-SHARES = {"frames": 0.1, "server": 0.45, "aggregator": 0.15, "member": 0.3}
+SHARES = {"frames": 0.1, "server": 0.35, "aggregator": 0.1, "member": 0.25, "homomorphic": 0.2}
 
 # An input of a few hundred bytes that makes this process take more asks for an absurd allocation.
 MEMORY = 6 << 30

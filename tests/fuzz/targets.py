@@ -6,6 +6,8 @@ Everywhere: nothing but the protocol's own errors, and an input costs less than 
     aggregator  the same for the third party of backend `trusted`, whom the server may lie to
     member      what a client refuses changes nothing; it says each thing once, and never gives away both
                 shares of one client
+    homomorphic the same for server, client and authority of the homomorphic backends: a sum is true, or not
+                opened
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from contextlib import suppress
 import msgspec
 from fuzz.aggregator import aggregator
 from fuzz.choices import Choices
+from fuzz.homomorphic import ROLES, homomorphic
 from fuzz.member import MEMBERS, member, recorded
 from fuzz.scenes import SCENES
 from fuzz.server import ACTIONS, server
 
 from privfr.backends import plain
+from privfr.backends.homomorphic import round as rounds
 from privfr.backends.masking import client as masking
 from privfr.coding import Coding, pack, unpack
 from privfr.errors import BadFrame, RemoteProtocolError
@@ -71,7 +75,7 @@ def _spec(begin: Begin) -> None:
 
 
 def _parameters(encoded: bytes) -> None:
-    for expected in (masking.Parameters, Coding):
+    for expected in (masking.Parameters, rounds.Parameters, Coding):
         with suppress(BadFrame):
             found = parameters_of(encoded, expected)
             assert msgspec.msgpack.encode(found) == encoded, "decoded what is not canonical"
@@ -89,6 +93,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "server": server,
     "aggregator": aggregator,
     "member": member,
+    "homomorphic": homomorphic,
 }
 
 
@@ -104,7 +109,7 @@ def seeds(name: str) -> list[bytes]:
     """Inputs to begin with: true rounds, each with one departure from the truth."""
     if name == "frames":
         true = [frame for member in MEMBERS for frame in recorded(member).told_and_said]
-        parameters = [recorded(member).parameters for member in MEMBERS]
+        parameters = [recorded(member).parameters for member in (*MEMBERS, "bfv", "ckks-authority")]
         return [b"\x02" + frame for frame in {frame[:24]: frame for frame in true}.values()] + [
             b"\x00" + encoded for encoded in parameters
         ]
@@ -117,10 +122,10 @@ def seeds(name: str) -> list[bytes]:
             for action in range(len(ACTIONS))
         ]
         return [bytes([scene]) + bytes(5 * phase + 1) + bytes([action]) for scene, phase, action in at]
-    steps = range(8)
+    scenes, places = (len(ROLES), (0, 1, 3)) if name == "homomorphic" else (5, range(8))
     return [
         bytes([scene]) + bytes(at) + bytes([step]) + bytes(8)
-        for scene in range(5)
-        for at in range(8)
-        for step in steps
+        for scene in range(scenes)
+        for at in places
+        for step in range(8)
     ]

@@ -61,7 +61,7 @@ BFV_AUTHORITY = replace(
     BFV,
     name="bfv-authority",
     server_learns="sum",
-    trust="The server sees the sum alone; the authority, or a client, that helps it can show it every update.",
+    trust="The server sees the sum alone; an authority or client that helps it can show it every update.",
     client_steps=(
         ClientStep("ready", Begin, authority.ready),
         ClientStep("contribute", PublicKey, authority.contribute),

@@ -13,8 +13,8 @@ The pads are used once, so the tags tell the server nothing of r. With t the sum
 that of the true ciphertexts, T passes only if T - t = <r, C - c>. If C differs from c in any coefficient, one
 of its 2^16 factors at the most fits, as q is prime and larger. Four times over: 2^-64. If a client of S has
 sent no tag, its pad is unknown, and the chance is q^-4. (Agrawal & Boneh 2009, ACNS, "Homomorphic MACs:
-MAC-based integrity for network coding".) Whoever helps the server with r voids all of this: it holds against a
-server that lies, not against one that has an accomplice among the clients.
+MAC-based integrity for network coding".) Whoever helps the server with r voids all of this: it holds against
+a server that lies, not against one that has an accomplice among the clients.
 """
 
 from __future__ import annotations
