@@ -287,7 +287,9 @@ class Member:
             # Two sums of one round, over other rosters, would differ by somebody's update.
             raise WrongPhase("a round this client has begun before, or one of another run")
         size = spec.size * (2 if self.momentum else 1)
-        model = self._given(begin, size) if len(begin.bulk) else self.holds(spec.model)
+        model = self.holds(spec.model)
+        if len(begin.bulk) and (model is None or self._digest(model) != spec.model):
+            model = self._given(begin, size)
         if model is None or model.size != size or self._digest(model) != spec.model:
             raise PolicyRefused("the model to train from is not the one the round names")
         return model
@@ -303,7 +305,9 @@ class Member:
         return from_bytes(memoryview(found), size).copy()
 
     def _hand_over(self, asked: HandOver) -> bytes:
-        handover = self.backend.handover
+        handover, named = self.backend.handover, asked.clients
+        if len(asked.context) != 32 or list(named) != sorted(set(named)):
+            raise BadFrame("a hand-over for no round, or to clients out of order or there twice")
         model = self.holds(asked.model)
         if handover is None or model is None or self._digest(model) != asked.model:
             raise WrongPhase("a client that lacks the model it is to hand over, or whose server has it")
@@ -597,9 +601,10 @@ class Coordinator:
         What it is only they know; so few that they could be lying together must not decide it.
         """
         model, votes = said.most_common(1)[0] if said else (b"", 0)
-        if votes < self.threshold:
+        needed = max(self.threshold, len(self.roster) // 2 + 1)
+        if votes < needed:
             self.report.failed = (
-                f"{votes} of {len(self.roster)} clients confirm one model, and {self.threshold} are needed"
+                f"{votes} of {len(self.roster)} clients confirm one model, and {needed} are needed"
             )
             return False
         self._unseen, self.model = (self._named()[0], model), None

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from insecure import METRICS, InsecureEntropy, RoundInHand, round_in_hand, spec_of, whole_update
 from nacl.public import PublicKey, SealedBox
 
-from privfr.backends.trusted import TRUSTED, Accepted, Aggregator, Boxed, Finish, Forward, Refused
+from privfr.backends.party import Refused
+from privfr.backends.trusted import TRUSTED, Accepted, Aggregator, Boxed, Finish, Forward
 from privfr.errors import RemoteProtocolError, TooFewClients
 from privfr.protocol import Begin, ClientId, RoundSpec, Sealed
 from privfr.wire import decode, encode, kind
