@@ -404,7 +404,8 @@ class Coordinator:
     is the one that the run begins with, and None from the first sum on: an evaluation then is a member's
     business, and so are weight and metrics of a round.
     keyring: what the backend provisioned for the server.  roster: all clients, ascending.
-    threshold: fewest survivors of a round.  parameters: the backend's, as its `plan` gives them.
+    threshold: fewest survivors of a round; of a blind server's, as many must also confirm one model, and more
+    than half of the roster.  parameters: the backend's, as its `plan` gives them.
     current: clients known to hold the model.
     """
 
@@ -530,7 +531,8 @@ class Coordinator:
             self.report.failed, outbox = str(error), {}
         self.report.dropped, self.report.faults = dict(sorted(session.dropped.items())), session.faults
         if self.report.failed:
-            self.current -= set(session.dropped)
+            if not self._blind:  # whose members may be the only ones that have the model, silent or not
+                self.current -= set(session.dropped)
             self._end()
         return outbox
 

@@ -127,6 +127,8 @@ class RoundSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         roster = self.clients
         if not roster or list(roster) != sorted(set(roster)) or roster[0] < 0:
             raise BadFrame("a roster that is empty, out of order or with a client twice")
+        if len(self.run) != 16:
+            raise BadFrame(f"a run named by {len(self.run)} bytes, not 16")
         if not 1 <= self.threshold <= len(roster):
             raise BadFrame(f"a threshold of {self.threshold} for {len(roster)} clients")
         if not 1 <= self.size <= LARGEST_SIZE:

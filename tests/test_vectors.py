@@ -21,7 +21,7 @@ from insecure import InsecureEntropy
 from nacl.utils import randombytes_deterministic
 
 from privfr import errors
-from privfr.backends import backend
+from privfr.backends import backend, identity
 from privfr.backends.masking import graph, graph_of, masks, messages, shamir
 from privfr.backends.masking.client import Keyring, Parameters
 from privfr.coding import Coding, FixedPoint, Lanes, pack, unpack
@@ -364,13 +364,13 @@ def signed_bytes(given: Given) -> bytes:
 def test_signatures(case: Given) -> None:
     signed, signature = signed_bytes(case["given"]), unhex(case["gives"]["signature"])
     assert signed.hex() == case["gives"]["signed"]
-    assert messages.sign(unhex(case["given"]["identity"]), signed) == signature
-    messages.verify(unhex(case["gives"]["key"]), signed, signature)
+    assert identity.sign(unhex(case["given"]["identity"]), signed) == signature
+    identity.verify(unhex(case["gives"]["key"]), signed, signature)
 
 
 @bad("signatures")
 def test_a_refused_signature(case: Given) -> None:
-    refused(case, lambda: messages.verify(*(unhex(case["given"][x]) for x in ("key", "signed", "signature"))))
+    refused(case, lambda: identity.verify(*(unhex(case["given"][x]) for x in ("key", "signed", "signature"))))
 
 
 # Spec

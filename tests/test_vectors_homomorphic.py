@@ -25,7 +25,8 @@ from privfr.backends.homomorphic.lattice import (
     packed_bytes,
     unpack_words,
 )  # fmt: skip
-from privfr.backends.homomorphic.packing import Packing, Tags
+from privfr.backends.homomorphic.mac import CHECKS, Mac, add_tags
+from privfr.backends.homomorphic.packing import Packing
 from privfr.backends.homomorphic.sealing import Keyring, open_from, seal_to, subkey
 from privfr.coding import Coding, FixedPoint, pack, unpack
 from privfr.wire import Message, decode, encode
@@ -135,7 +136,7 @@ def json_of(file: str) -> Given:
     return read
 
 
-# Slots and tags
+# Slots
 
 
 def packing_of(given: Given) -> Packing:
@@ -146,10 +147,6 @@ def packing_of(given: Given) -> Packing:
     return Packing(lattice_of(given["lattice"]), point)
 
 
-def tags_of(packing: Packing, parties: list[Given]) -> Tags:
-    return Tags({each["client"]: unhex(each["key"]) for each in parties}, packing)
-
-
 def full(runs: list[Any]) -> list[int]:
     """Write a run of zeros out."""
     return [x for each in runs for x in ([0] * each[1] if isinstance(each, list) else [each])]
@@ -158,30 +155,83 @@ def full(runs: list[Any]) -> list[int]:
 @cases("slots", "summands")
 def test_slots(case: Given) -> None:
     given, gives = case["given"], case["gives"]
-    packing, parties = packing_of(given), given["summands"]
-    tags, lane_bits = tags_of(packing, parties), packing.lattice.lane_bits
+    packing = packing_of(given)
+    lane_bits = packing.lattice.lane_bits
     assert (packing.point.lanes, packing.capacity, packing.ciphertexts) == (
         gives["lanes"], gives["capacity"], gives["ciphertexts"],
     )  # fmt: skip
     total = np.zeros((packing.ciphertexts, packing.lattice.slots), np.int64)
-    for each, own, laid in zip(parties, gives["tags"], gives["slots"], strict=True):
-        assert tags.of(each["client"]).tolist() == own
+    for each, laid in zip(given["summands"], gives["slots"], strict=True):
         lanes = unpack(unhex(each["lanes"]), lane_bits, packing.point.lanes)
-        slots = np.array(list(packing.spread(lanes, tags.of(each["client"]))))
+        slots = np.array(list(packing.spread(lanes)))
         assert slots.tolist() == [full(runs) for runs in laid]
         total += slots
     assert total.tolist() == [full(runs) for runs in gives["total"]]
-    found = packing.gather(total, tags.total(each["client"] for each in parties))
-    assert pack(found, lane_bits).hex() == gives["sum"]
+    assert pack(packing.gather(total), lane_bits).hex() == gives["sum"]
 
 
 @bad("slots", "total")
 def test_a_refused_sum(case: Given) -> None:
     given = case["given"]
-    packing, parties = packing_of(given), given["survivors"]
     total = [np.array(full(runs), np.int64) for runs in given["total"]]
-    expected = tags_of(packing, parties).total(each["client"] for each in parties)
-    refused(case, lambda: packing.gather(total, expected))
+    refused(case, lambda: packing_of(given).gather(total))
+
+
+# Tags
+
+ANY_LATTICE = ["ckks", True, 4096, [40, 20], 2**14, 1, 20]
+
+
+def mac_of(given: Given, people: list[Given]) -> Mac:
+    key = unhex(given.get("key", "00" * 32))
+    secrets = {each["client"]: unhex(each["secret"]) for each in people}
+    return Mac(lattice_of(given.get("lattice", ANY_LATTICE)), unhex(given["context"]), key, secrets)
+
+
+def ciphertexts_of(runs: list[list[list[int]]]) -> list[Words]:
+    return [
+        np.repeat(np.array([w for w, _ in each], np.uint64), [times for _, times in each]) for each in runs
+    ]
+
+
+@cases("mac", "number")
+def test_the_numbers_of_a_tag(case: Given) -> None:
+    """The tag of a ciphertext that is 1 in one place and 0 elsewhere, less the pad."""
+    given, rows = case["given"], case["gives"]["r"]
+    mac = mac_of(given, [{"client": 0, "secret": "00" * 32}])
+    prime, pad = mac.lattice.prime, mac.tag(0, [])
+    for at in range(given["count"]):
+        words = np.zeros((given["number"] + 1, given["count"]), np.uint64)
+        words[-1, at] = 1
+        found = [(a - b) % prime for a, b in zip(mac.tag(0, words), pad, strict=True)]
+        assert found == [row[at] for row in rows]
+
+
+@cases("mac", "client")
+def test_pads(case: Given) -> None:
+    given = case["given"]
+    assert list(mac_of(given, [given]).tag(given["client"], [])) == case["gives"]["pad"]
+
+
+@cases("mac", "survivors")
+def test_tags(case: Given) -> None:
+    given, gives = case["given"], case["gives"]
+    people = given["survivors"]
+    mac, summed = mac_of(given, people), (0,) * CHECKS
+    for each, expected in zip(people, gives["tags"], strict=True):
+        # A client knows its own secret only.
+        own = mac_of(given, [each]).tag(each["client"], ciphertexts_of(each["ciphertexts"]))
+        assert list(own) == expected
+        summed = add_tags(mac.lattice, summed, own)
+    assert list(summed) == gives["tag"]
+    mac.check([each["client"] for each in people], summed, ciphertexts_of(gives["total"]))
+
+
+@bad("mac", "total")
+def test_a_refused_total(case: Given) -> None:
+    given = case["given"]
+    mac, clients = mac_of(given, given["survivors"]), [each["client"] for each in given["survivors"]]
+    refused(case, lambda: mac.check(clients, tuple(given["tag"]), ciphertexts_of(given["total"])))
 
 
 # Boxes
@@ -293,11 +343,15 @@ def test_makers(case: Given) -> None:
 
 
 def test_a_vector_that_is_wrong_would_be_found() -> None:
-    """A tag, a sealed bulk and a prime: change one of each."""
+    """A slot, a tag, a sealed bulk and a prime: change one of each."""
     slots = json_of("slots")["cases"][0]
-    slots["gives"]["tags"][0][0][0] ^= 1
+    slots["gives"]["slots"][0][0][0] ^= 1
     with pytest.raises(AssertionError):
         test_slots(slots)
+    tagged = next(case for case in json_of("mac")["cases"] if "survivors" in case["given"])
+    tagged["gives"]["tags"][0][0] ^= 1
+    with pytest.raises(AssertionError):
+        test_tags(tagged)
     sealed = next(case for case in json_of("sealing")["cases"] if "clients" in case["given"])
     sealed["gives"]["sealed"] = sealed["gives"]["sealed"][:-2] + "ff"
     with pytest.raises(AssertionError):

@@ -630,6 +630,7 @@ FILES = {
     "round": whole_rounds,
     "lattice": lambda: _file(*homomorphic.lattice()),
     "slots": lambda: _file(*homomorphic.slots()),
+    "mac": lambda: _file(*homomorphic.macs()),
     "sealing": lambda: _file(*homomorphic.boxes()),
     "frames": lambda: _file(*homomorphic.frames()),
 }

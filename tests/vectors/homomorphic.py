@@ -10,7 +10,7 @@ import reference as ref
 from cases import Case, bad, made_up
 from cases import case as cased
 
-__all__ = ["boxes", "frames", "lattice", "slots"]
+__all__ = ["boxes", "frames", "lattice", "macs", "slots"]
 
 SOURCE = "privfr, independent reference in tests/vectors/lattices.py"
 CONTEXT = bytes(range(32))
@@ -31,7 +31,18 @@ BACKENDS = {
     "bfv": ("bfv", True), "ckks": ("ckks", True), "bfv-authority": ("bfv", False),
     "ckks-authority": ("ckks", False),
 }  # fmt: skip
-CHOICES = [(2, 16), (10, 16), (10, 2), (10, 8), (10, 20), (10, 24), (40, 16), (1000, 12), (10_000, 16)]
+CHOICES = [
+    (2, 16),
+    (10, 16),
+    (10, 2),
+    (10, 8),
+    (10, 19),
+    (10, 20),
+    (10, 24),
+    (40, 16),
+    (1000, 12),
+    (10_000, 16),
+]
 # Small, so that the files are: no round has such parameters, and the code takes them all the same.
 SMALL = {
     "bfv": lat.Lattice("bfv", True, 2048, [34, 20], lat.prime_above(600, 2048), 1, 8),
@@ -120,7 +131,7 @@ def _bad_lattices() -> list[Case]:
     ]  # fmt: skip
 
 
-# Slots and tags
+# Slots
 
 CODED = {"clip": 4.0, "bits": 16, "max_weight": 100, "rounding": "nearest", "rotate": False}
 LAID_OUT: list[tuple[str, lat.Lattice, int, int]] = [
@@ -128,14 +139,14 @@ LAID_OUT: list[tuple[str, lat.Lattice, int, int]] = [
     ("one lane a slot", lat.Lattice("ckks", True, 1024, [7, 20], 1, 1, 18), 16, 20),
     ("three lanes a slot", lat.Lattice("ckks", True, 1024, [7, 20], 1, 3, 18), 16, 40),
     ("two ciphertexts", lat.Lattice("ckks", True, 1024, [7, 20], 1, 2, 18), 16, 1060),
-    ("2 bits: 60 tags of a bit", lat.Lattice("ckks", True, 1024, [7, 20], 1, 14, 3), 2, 9),
-    ("24 bits: 3 tags", lat.Lattice("bfv", False, 1024, [7, 20], 65537, 2, 26), 24, 7),
+    ("fourteen lanes of 2 bits", lat.Lattice("ckks", True, 1024, [7, 20], 1, 14, 3), 2, 9),
+    ("BFV, 24 bits", lat.Lattice("bfv", False, 1024, [7, 20], 65537, 2, 26), 24, 7),
 ]
 
 
 def slots() -> File:
     about = (
-        "How lanes and tags of 3 clients lie in slots, and what comes out of their sum. lanes: one "
+        "How lanes of 3 clients lie in slots, and what comes out of their sum. lanes: one "
         "client's, modulo 2^lane_bits, packed. slots: runs of zeros stand as [0, how many]. total: the "
         "slots added up; sum: the lanes that come out, packed."
     )
@@ -155,33 +166,25 @@ def _room(own: lat.Lattice, bits: int, size: int) -> tuple[lat.Packing, dict[str
 
 
 def _summands(packing: lat.Packing) -> list[dict[str, Any]]:
-    """Three clients: lanes within their range, at its ends too, and the secrets that their tags come from."""
+    """Three clients: lanes within their range, at its ends too."""
     most, found = 2 ** (packing.bits - 1) - 1, []
     for client in (0, 300, 2**40):
         drawn = _drawn(f"lanes of {client}", packing.lanes, 40)
         lanes = [word % (2 * most + 1) - most for word in drawn]
         lanes[:2] = [most, -most]
-        key = made_up(f"tag key of {client}")
-        own = lat.tags(packing, key, CONTEXT, client)
-        found.append({"client": client, "key": key, "lanes": lanes, "tags": own})
+        found.append({"client": client, "lanes": lanes})
     return found
 
 
 def _laid_out(name: str, own: lat.Lattice, bits: int, size: int) -> Case:
     packing, given = _room(own, bits, size)
     k, parts = own.lane_bits, _summands(packing)
-    laid = [packing.spread(each["lanes"], each["tags"]) for each in parts]
+    laid = [packing.spread(each["lanes"]) for each in parts]
     total = [[sum(column) for column in zip(*each, strict=True)] for each in zip(*laid, strict=True)]
     lanes = [sum(column) for column in zip(*(each["lanes"] for each in parts), strict=True)]
-    given |= {
-        "summands": [
-            {"client": each["client"], "key": each["key"], "lanes": ref.pack(each["lanes"], k)}
-            for each in parts
-        ]
-    }
+    given |= {"summands": [{"client": each["client"], "lanes": ref.pack(each["lanes"], k)} for each in parts]}
     gives = {
         "lanes": packing.lanes, "capacity": packing.capacity, "ciphertexts": packing.ciphertexts,
-        "tags": [each["tags"] for each in parts],
         "slots": [[_runs(slots) for slots in each] for each in laid],
         "total": [_runs(slots) for slots in total], "sum": ref.pack(lanes, k),
     }  # fmt: skip
@@ -208,24 +211,127 @@ def _runs(numbers: Sequence[int]) -> list[Any]:
 def _bad_sums() -> list[Case]:
     name, own, bits, size = LAID_OUT[1]
     packing, given = _room(own, bits, size)
-    parts = _summands(packing)
-    laid = [packing.spread(each["lanes"], each["tags"])[0] for each in parts]
-    keys = {"survivors": [{"client": each["client"], "key": each["key"]} for each in parts]}
-
-    def summed(*times: int) -> list[Any]:
-        columns = zip(*laid, strict=True)
-        return _runs([sum(a * x for a, x in zip(times, c, strict=True)) for c in columns])
-
-    beyond = [*summed(1, 1, 1)[:-1], 2 ** (18 * 3 - 1)]
-    totals = {
-        "of two clients": summed(1, 1, 0), "with one client twice": summed(1, 2, 1),
-        "with one client instead of another": summed(2, 1, 0), "of one client": summed(1, 0, 0),
-        "times three, of one client": summed(0, 3, 0), "with a number beyond the last lane": beyond,
-    }  # fmt: skip
+    laid = [packing.spread(each["lanes"])[0] for each in _summands(packing)]
+    total = [sum(column) for column in zip(*laid, strict=True)]
+    k, last = own.lane_bits, own.lane_bits * own.values - 1
+    beyond = {"above": 2**last, "far above": 2**62, "below": -(2**last) - 2 ** (k * (own.values - 1))}
     return [
-        wrong(f"{name}: a sum {what}", "BadFrame", **given, **keys, total=[total])
-        for what, total in totals.items()
+        wrong(f"{name}: a number {where} the last lane", "BadFrame", **given,
+              total=[_runs([*total[:-1], number])])
+        for where, number in beyond.items()
+    ]  # fmt: skip
+
+
+# Tags
+
+SURVIVORS = (0, 300, 2**40)
+KEY = made_up("key of all tags")
+SECRETS = {client: made_up(f"secret of {client}") for client in SURVIVORS}
+TAGGED = {
+    # bits of the prime, coefficients, ciphertexts; real ciphertexts have 8192 coefficients
+    "35 bits": (35, 5, 1), "51 bits, three ciphertexts": (51, 4, 3), "60 bits": (60, 7, 2),
+}  # fmt: skip
+
+
+def macs() -> File:
+    about = (
+        "Tags. key: shared by all who encrypt and whoever opens; secret: one client's with whoever opens. "
+        "r: the numbers of ciphertext `number`, four rows. Ciphertexts are lists of runs [coefficient, "
+        "times], shorter than real ones where nothing else is said. total: ciphertexts and tags of the "
+        "survivors added up. The bad ones are refused before anything is decrypted."
+    )
+    numbers = [
+        case(f"r of ciphertext {number}", {"key": KEY, "context": CONTEXT, "number": number, "count": 6},
+             {"r": lat.mac_numbers(KEY, CONTEXT, number, 6)})
+        for number in (0, 1, 3)
+    ]  # fmt: skip
+    pads = [
+        case(f"pads of client {client}, {bits} bits",
+             {"lattice": _tagging(bits).fields, "context": CONTEXT, "client": client, "secret": secret},
+             {"pad": lat.mac_pad(secret, CONTEXT, client, _tagging(bits).moduli[0])})
+        for bits in (35, 60) for client, secret in SECRETS.items()
+    ]  # fmt: skip
+    summed = [_tagged(name, *each) for name, each in TAGGED.items()]
+    return about, [*numbers, *pads, *summed, _largest()], _bad_totals(summed[1])
+
+
+def _tagging(bits: int) -> lat.Lattice:
+    return lat.Lattice("ckks", True, 4096, [bits, 20], 2**14, 1, 20)
+
+
+def _tagged(name: str, bits: int, count: int, ciphertexts: int) -> Case:
+    own = _tagging(bits)
+    prime, parts = own.moduli[0], []
+    for client in SURVIVORS:
+        drawn = _drawn(f"tagged {client} {bits}", count * ciphertexts, 64)
+        words = [word % prime for word in drawn]
+        rows = [words[i : i + count] for i in range(0, len(words), count)]
+        parts.append((rows, lat.mac_tag(KEY, SECRETS[client], CONTEXT, client, rows, prime)))
+    total = [[sum(column) % prime for column in zip(*rows, strict=True)]
+             for rows in zip(*(rows for rows, _ in parts), strict=True)]  # fmt: skip
+    tag = [sum(column) % prime for column in zip(*(own for _, own in parts), strict=True)]
+    pads = [lat.mac_pad(SECRETS[client], CONTEXT, client, prime) for client in SURVIVORS]
+    products = lat.mac_products(KEY, CONTEXT, total, prime)
+    assert tag == [sum(each) % prime for each in zip(products, *pads, strict=True)]
+    people = [
+        {"client": client, "secret": SECRETS[client], "ciphertexts": [_times(row) for row in rows]}
+        for client, (rows, _) in zip(SURVIVORS, parts, strict=True)
     ]
+    given = {"lattice": own.fields, "key": KEY, "context": CONTEXT, "survivors": people}
+    gives = {"tags": [each for _, each in parts], "total": [_times(row) for row in total], "tag": tag}
+    return case(f"tags of three clients, {name}", given, gives)
+
+
+def _times(words: Sequence[int]) -> list[list[int]]:
+    return [[word, 1] for word in words]
+
+
+def _largest() -> Case:
+    """A ciphertext of full length whose every coefficient is as large as can be: nothing may overflow."""
+    own = _tagging(60)
+    prime, client = own.moduli[0], SURVIVORS[1]
+    rows = [[prime - 1] * 8192]
+    tag = lat.mac_tag(KEY, SECRETS[client], CONTEXT, client, rows, prime)
+    runs = [[[prime - 1, 8192]]]
+    people = [{"client": client, "secret": SECRETS[client], "ciphertexts": runs}]
+    return case("a tag of 8192 coefficients that are as large as can be",
+                {"lattice": own.fields, "key": KEY, "context": CONTEXT, "survivors": people},
+                {"tags": [tag], "total": runs, "tag": tag})  # fmt: skip
+
+
+def _bad_totals(good: Case) -> list[Case]:
+    given, gives = good["given"], good["gives"]
+    own, people = _tagging(51), given["survivors"]
+    prime, tag, total = own.moduli[0], gives["tag"], gives["total"]
+    base: dict[str, Any] = {
+        "lattice": own.fields, "key": KEY, "context": CONTEXT, "tag": tag, "total": total,
+        "survivors": [{"client": each["client"], "secret": each["secret"]} for each in people],
+    }  # fmt: skip
+    survivors = base["survivors"]
+
+    def added(times: int) -> Case:
+        """The total, and the first client's ciphertexts and tag so many times more."""
+        rows = [
+            _times([(a + times * b) % prime for (a, _), (b, _) in zip(row, other, strict=True)])
+            for row, other in zip(total, people[0]["ciphertexts"], strict=True)
+        ]
+        return {"total": rows, "tag": [(a + times * b) % prime
+                                       for a, b in zip(tag, gives["tags"][0], strict=True)]}  # fmt: skip
+
+    changed = [total[0], [[(total[1][0][0] + 1) % prime, 1], *total[1][1:]], total[2]]
+    changes: dict[str, dict[str, Any]] = {
+        "with one client twice": added(1), "without one client": added(-1), "with -4 of one": added(-4),
+        "over fewer clients than it is said to be": {"survivors": survivors[1:]},
+        "with a coefficient that is 1 larger": {"total": changed},
+        "with two ciphertexts exchanged": {"total": [total[1], total[0], total[2]]},
+        "of one client alone": {"total": people[0]["ciphertexts"], "tag": gives["tags"][0]},
+        "with a wrong last number": {"tag": [*tag[:3], (tag[3] + 1) % prime]},
+        "with a number that is not below the prime": {"tag": [tag[0] + prime, *tag[1:]]},
+        "with three numbers": {"tag": tag[:3]}, "with no numbers": {"tag": []},
+        "with a negative number": {"tag": [tag[0] - prime, *tag[1:]]},
+        "of another round": {"context": bytes(32)}, "under another key": {"key": bytes(32)},
+    }  # fmt: skip
+    return [wrong(f"a total {what}", "BadFrame", **(base | change)) for what, change in changes.items()]
 
 
 # Boxes
@@ -245,7 +351,7 @@ def boxes() -> File:
     subkeys = [
         case(f"subkey {use!r}", {"secret": made_up("a secret"), "use": use.encode()},
              {"key": lat.subkey(made_up("a secret"), use.encode())})
-        for use in ("bulk", "tags", "")
+        for use in ("bulk", "mac", "pads", "")
     ]  # fmt: skip
     agreed = [
         case("what client and authority share", {"private": privates[0], "public": roster[300]},
@@ -305,6 +411,7 @@ def _bad_boxes(privates: Mapping[int, bytes], roster: Mapping[int, bytes]) -> li
 # Frames, signed bytes, makers
 
 LONG_ROSTER = [0, 3, 200, 70_000, 5_000_000_000]
+TAG = [0, 70_000, 2**35 + 1, 2**60 - 2**18]
 
 
 def frames() -> File:
@@ -334,7 +441,8 @@ def frames() -> File:
         "homomorphic.offer": [CONTEXT, [made_up("box 1", 136), made_up("box 2", 136)], made_up("bulk", 300)],
         "homomorphic.chosen": [300, made_up("box 1", 136), made_up("bulk", 300)],
         "homomorphic.bundle": [
-            300, [made_up("box 1", 136), made_up("box 2", 136)], made_up("bulk", 300), made_up("sum", 400)
+            300, [made_up("box 1", 136), made_up("box 2", 136)], made_up("bulk", 300), TAG,
+            made_up("sum", 400),
         ],
         "homomorphic.ready": [CONTEXT],
         "homomorphic.publickey": [made_up("signature", 64), made_up("bulk", 300)],
@@ -342,10 +450,10 @@ def frames() -> File:
         "homomorphic.consent": [made_up("signature", 64)],
         "homomorphic.opensum": [
             [0, 3, 200], [[0, made_up("signature 0", 64)], [200, made_up("signature 1", 64)]],
-            made_up("sum", 100),
+            TAG, made_up("sum", 100),
         ],
-        "homomorphic.cipher": [CONTEXT, made_up("ciphertexts", 300)],
-        "handover": [CONTEXT, [0, 3]],
+        "homomorphic.cipher": [CONTEXT, TAG, made_up("ciphertexts", 300)],
+        "handover": [CONTEXT, made_up("digest"), [0, 3]],
         "handedover": [[made_up("box 1", 136)], made_up("model", 60)],
         "handed": [300, made_up("box 1", 136), made_up("model", 60)],
     }  # fmt: skip
@@ -361,7 +469,14 @@ def frames() -> File:
             "BadFrame", "homomorphic.offer", ref.msgpack(["homomorphic.offer", CONTEXT, []])
         ),
         "an offer where a ciphertext belongs": ("WrongPhase", "homomorphic.cipher", offer),
-        "a tag that nobody knows": (
+        "a ciphertext without its tag": (
+            "BadFrame", "homomorphic.cipher",
+            ref.msgpack(["homomorphic.cipher", CONTEXT, made_up("ciphertexts", 300)]),
+        ),
+        "a tag that is no numbers": (
+            "BadFrame", "homomorphic.cipher", ref.msgpack(["homomorphic.cipher", CONTEXT, [b"1"], b"2"])
+        ),
+        "a kind that nobody knows": (
             "BadFrame", "homomorphic.ready", ref.msgpack(["homomorphic.reedy", CONTEXT])
         ),
     }  # fmt: skip

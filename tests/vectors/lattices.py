@@ -154,7 +154,7 @@ def _ckks(top: int, symmetric: bool, clients: int) -> tuple[int, int]:
     variance = Decimal("10.75") if symmetric else (Decimal(DEGREE + 1) + 1) / 4
     error = _z() * (clients * variance * DEGREE / 2).sqrt()
     scale = 2 ** _bits(error * 16 / 7)
-    if top >= 2**46:
+    if top >= 2**44:
         return LARGEST + 1, scale
     return _bits(Decimal(2 * (top + 1) * scale) * 1025 / 1024), scale
 
@@ -334,7 +334,7 @@ def decrypted(lattice: Lattice, secret: Sequence[int], words: Sequence[int]) -> 
     return decoded(lattice, untransformed(phase, q))
 
 
-# Slots and tags
+# Slots
 
 
 @dataclass
@@ -346,33 +346,56 @@ class Packing:
     lanes: int
 
     @property
-    def tags(self) -> int:
-        return math.ceil(60 / (self.bits - 1))
-
-    @property
     def capacity(self) -> int:
-        return self.lattice.slots * self.lattice.values - self.tags
+        return self.lattice.slots * self.lattice.values
 
     @property
     def ciphertexts(self) -> int:
         return math.ceil(self.lanes / self.capacity)
 
-    def spread(self, lanes: Sequence[int], tags: Sequence[Sequence[int]]) -> list[list[int]]:
+    def spread(self, lanes: Sequence[int]) -> list[list[int]]:
         """lanes: whole numbers, negative ones too."""
         k, slots, found = self.lattice.lane_bits, self.lattice.slots, []
         for i in range(self.ciphertexts):
             part = list(lanes[i * self.capacity : (i + 1) * self.capacity])
-            room = part + [0] * (self.capacity - len(part)) + list(tags[i])
+            room = part + [0] * (self.capacity - len(part))
             found.append([sum(room[j::slots][r] * 2 ** (k * r) for r in range(self.lattice.values))
                           for j in range(slots)])  # fmt: skip
         return found
 
 
-def tags(packing: Packing, key: bytes, context: bytes, client: int) -> list[list[int]]:
-    count = packing.ciphertexts * packing.tags
-    stream = hashlib.shake_256(b"privfr tags" + key + context + ref.be8(client)).digest(4 * count)
-    found = [word >> (33 - packing.bits) for word in struct.unpack(f"<{count}I", stream)]
-    return [found[i : i + packing.tags] for i in range(0, count, packing.tags)]
+# Tags: a MAC that adds up
+
+CHECKS = 4
+
+
+def mac_numbers(key: bytes, context: bytes, number: int, count: int) -> list[list[int]]:
+    """r of one ciphertext of so many coefficients: four rows of 16-bit numbers."""
+    seed = b"privfr mac" + key + context + ref.be8(number)
+    drawn = struct.unpack(f"<{CHECKS * count}H", hashlib.shake_256(seed).digest(2 * CHECKS * count))
+    return [list(drawn[i * count : (i + 1) * count]) for i in range(CHECKS)]
+
+
+def mac_pad(secret: bytes, context: bytes, client: int, prime: int) -> list[int]:
+    stream = hashlib.shake_256(b"privfr mac pad" + secret + context + ref.be8(client)).digest(16 * CHECKS)
+    return [int.from_bytes(stream[16 * i : 16 * i + 16], "little") % prime for i in range(CHECKS)]
+
+
+def mac_products(key: bytes, context: bytes, ciphertexts: Sequence[Sequence[int]], prime: int) -> list[int]:
+    found = [0] * CHECKS
+    for number, words in enumerate(ciphertexts):
+        for i, row in enumerate(mac_numbers(key, context, number, len(words))):
+            found[i] += sum(r * c for r, c in zip(row, words, strict=True))
+    return [x % prime for x in found]
+
+
+def mac_tag(
+    key: bytes, secret: bytes, context: bytes, client: int, ciphertexts: Sequence[Sequence[int]], prime: int
+) -> list[int]:
+    """One client's: inner products and pads. For a total, the pads of all its clients are added."""
+    pad = mac_pad(secret, context, client, prime)
+    products = mac_products(key, context, ciphertexts, prime)
+    return [(a + b) % prime for a, b in zip(products, pad, strict=True)]
 
 
 # Sealing

@@ -30,6 +30,7 @@ from privfr.backends.homomorphic.messages import (
     Ready,
     Survivors,
     key_bytes,
+    mac_context,
     survivor_bytes,
 )
 from privfr.backends.identity import ascending, sign, verify
@@ -120,7 +121,7 @@ class Authority:
         self._round = None  # one answer for a key, whatever it is: a second would compare two ciphertexts
         packing = rounds.packing_of(spec)
         pads = {client: known.shared for client, known in self._clients.items()}
-        mac = Mac(packing.lattice, spec.context(), self._group, pads)
+        mac = Mac(packing.lattice, mac_context(spec.context(), key.export()), self._group, pads)
         lanes = rounds.opened(packing, key, mac, asked.survivors, asked.tag, asked.bulk)
         packing.point.decode(lanes, len(asked.survivors))  # refuses what is no sum of encoded updates
         return Sealed(asked.survivors, pack(lanes, packing.point.modulus_bits))
@@ -220,7 +221,7 @@ def contribute(state: ClientState, key: PublicKey, entropy: Entropy) -> tuple[Cl
     context, packing = spec.context(), rounds.packing_of(spec)
     verify(state.keyring.authority, key_bytes(context, key.bulk), key.signature)
     lattice, keyring = packing.lattice, state.keyring
-    mac = Mac(lattice, context, keyring.group, {state.client: keyring.shared})
+    mac = Mac(lattice, mac_context(context, key.bulk), keyring.group, {state.client: keyring.shared})
     lanes = np.frombuffer(state.summand, "<u4")
     tag, bulk = rounds.encrypted(packing, Key.load(lattice, key.bulk), mac, state.client, lanes)
     return msgspec.structs.replace(state, summand=b""), Cipher(context, tag, bulk)

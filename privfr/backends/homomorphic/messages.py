@@ -18,6 +18,7 @@ __all__ = [
     "Ready",
     "Survivors",
     "key_bytes",
+    "mac_context",
     "survivor_bytes",
 ]
 
@@ -127,6 +128,14 @@ class Cipher(Message, frozen=True, tag="homomorphic.cipher"):
 def survivor_bytes(context: bytes, survivors: tuple[ClientId, ...]) -> bytes:
     """Return what a client signs when it consents to a set of survivors."""
     return b"privfr he agreed" + context + b"".join(client.to_bytes(8, "big") for client in survivors)
+
+
+def mac_context(context: bytes, key: bytes | memoryview) -> bytes:
+    """Return what tags are bound to under an authority, 32 bytes.
+
+    The secrets of its clients outlast a round; its key does not, so no pad is ever used twice.
+    """
+    return hashlib.blake2b(key_bytes(context, key), digest_size=32, person=b"privfr he tags").digest()
 
 
 def key_bytes(context: bytes, key: bytes | memoryview) -> bytes:
