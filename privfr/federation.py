@@ -239,7 +239,7 @@ class Member:
         self._spec: RoundSpec | None = None
         self._session: ClientSession | None = None
 
-    def receive(self, frame: Frame) -> bytes:
+    def receive(self, frame: Frame) -> Frame:
         """Answer one frame. Raises `RemoteProtocolError`, and then nothing has changed."""
         what = kind(frame)
         if what == "begin":
@@ -252,7 +252,7 @@ class Member:
             raise WrongPhase(f"a message of kind {what!r} outside of a round")
         return self._session.receive(frame)
 
-    def _begin(self, frame: Frame) -> bytes:
+    def _begin(self, frame: Frame) -> Frame:
         begin = decode(frame, Begin)
         model = self._check(begin)
         started = time.thread_time()

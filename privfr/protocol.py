@@ -42,7 +42,7 @@ from privfr.errors import (
     WrongPhase,
 )
 from privfr.vector import Aggregate, Update
-from privfr.wire import Frame, Message, decode, encode, register
+from privfr.wire import Frame, Message, decode, encode, frame_of, register
 
 __all__ = [
     "Ack",
@@ -263,14 +263,14 @@ class ClientSession:
         steps = self._backend.client_steps
         return steps[self._at].phase if self._at < len(steps) else "done"
 
-    def receive(self, frame: Frame) -> bytes:
+    def receive(self, frame: Frame) -> Frame:
         """Answer the server's next frame. Raises `RemoteProtocolError`, and then nothing has changed."""
         if self.phase == "done":
             raise WrongPhase("this client has said all it has to say in this round")
         step = self._backend.client_steps[self._at]
         state, answer = step.run(self._state, decode(frame, step.expects), self._entropy)
         self._state, self._at = state, self._at + 1
-        return encode(answer)
+        return frame_of(answer)
 
     def save(self) -> bytes:
         """Everything needed to go on in another process. Secret: it must not leave the client."""

@@ -18,9 +18,9 @@ import msgspec
 
 from privfr.errors import BadFrame, TooLarge, WrongPhase
 
-__all__ = ["Frame", "Message", "decode", "encode", "kind", "register"]
+__all__ = ["Frame", "Message", "decode", "encode", "frame_of", "kind", "register", "room_for"]
 
-Frame = bytes | memoryview
+Frame = bytes | bytearray | memoryview
 
 _encoder = msgspec.msgpack.Encoder()
 _registry: dict[str, type[Message]] = {}
@@ -49,6 +49,27 @@ def register(message: type[M]) -> type[M]:
 def encode(message: Message) -> bytes:
     """Encode a message as its one frame."""
     return _encoder.encode(message)
+
+
+_ROOM = 1024  # more than what stands before any bulk that is made in place
+
+
+def room_for(length: int) -> memoryview:
+    """Give room for a bulk of so many bytes, which `frame_of` makes a frame of without a copy."""
+    return memoryview(bytearray(_ROOM + length))[_ROOM:]
+
+
+def frame_of(message: Message) -> Frame:
+    """Encode a message for the last time; if its bulk is from `room_for`, in place: the bulk is released."""
+    bulk = getattr(message, "bulk", None)
+    owner = bulk.obj if isinstance(bulk, memoryview) else None
+    if not isinstance(owner, bytearray) or bulk is None or len(owner) != _ROOM + len(bulk):
+        return encode(message)
+    head = _head(message)
+    bulk.release()  # a bytearray that somebody looks at cannot give up its front, which costs nothing
+    owner[_ROOM - len(head) : _ROOM] = head
+    del owner[: _ROOM - len(head)]
+    return owner
 
 
 def kind(frame: Frame) -> str:
@@ -103,8 +124,14 @@ def _is_encoding_of(frame: Frame, message: Message) -> bool:
     if message.__struct_fields__[-1:] != ("bulk",):
         return encode(message) == frame
     bulk: memoryview = message.bulk  # type: ignore[attr-defined]
-    head = encode(msgspec.structs.replace(message, bulk=b""))[:-2] + _bin_header(len(bulk))
+    head = _head(message)
     return frame[: len(head)] == head and len(frame) == len(head) + len(bulk)
+
+
+def _head(message: Message) -> bytes:
+    """What stands before a message's bulk."""
+    length = len(message.bulk)  # type: ignore[attr-defined]
+    return encode(msgspec.structs.replace(message, bulk=b""))[:-2] + _bin_header(length)
 
 
 def _bin_header(length: int) -> bytes:

@@ -197,14 +197,14 @@ def ciphertexts_of(runs: list[list[list[int]]]) -> list[Words]:
 @cases("mac", "number")
 def test_the_numbers_of_a_tag(case: Given) -> None:
     """The tag of a ciphertext that is 1 in one place and 0 elsewhere, less the pad."""
-    given, rows = case["given"], case["gives"]["r"]
+    given, rows, factors = case["given"], case["gives"]["r"], case["gives"]["s"]
     mac = mac_of(given, [{"client": 0, "secret": "00" * 32}])
     prime, pad = mac.lattice.prime, mac.tag(0, [])
     for at in range(given["count"]):
         words = np.zeros((given["number"] + 1, given["count"]), np.uint64)
         words[-1, at] = 1
         found = [(a - b) % prime for a, b in zip(mac.tag(0, words), pad, strict=True)]
-        assert found == [row[at] for row in rows]
+        assert found == [row[at] * factor % prime for row, factor in zip(rows, factors, strict=True)]
 
 
 @cases("mac", "client")

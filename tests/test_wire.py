@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privfr.backends.party import Refused
 from privfr.backends.plain import Summand
-from privfr.backends.trusted import Accepted, Boxed, Finish, Forward, Refused
+from privfr.backends.trusted import Accepted, Boxed, Finish, Forward
 from privfr.errors import BadFrame, TooLarge, WrongPhase
 from privfr.protocol import Ack, Begin, Result, RoundSpec, Sealed
 from privfr.wire import Message, decode, encode, kind, register

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from privfr.errors import InputError, RemoteProtocolError
 from privfr.federation import Member
 from privfr.protocol import Begin, ClientId
-from privfr.wire import decode, kind
+from privfr.wire import Frame, decode, kind
 
 __all__ = ["Dropouts", "LocalEngine"]
 
@@ -68,19 +68,19 @@ class LocalEngine:
     _round: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def exchange(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes]]:
+    def exchange(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, Frame]]:
         """Deliver each frame; yields the answers in the outbox's order as they become ready."""
         serve = self._in_turn if self.workers == 1 else self._in_parallel
         for client, answer in serve(outbox):
             if answer is not None:
                 yield client, answer
 
-    def _in_turn(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | None]]:
+    def _in_turn(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, Frame | None]]:
         for client, frame in outbox.items():
             yield client, self._serve(client, frame)
 
-    def _in_parallel(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | None]]:
-        waiting: deque[tuple[ClientId, Future[bytes | None]]] = deque()
+    def _in_parallel(self, outbox: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, Frame | None]]:
+        waiting: deque[tuple[ClientId, Future[Frame | None]]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="client")
         try:
             for client, frame in outbox.items():
@@ -98,7 +98,7 @@ class LocalEngine:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _serve(self, client: ClientId, frame: bytes) -> bytes | None:
+    def _serve(self, client: ClientId, frame: bytes) -> Frame | None:
         phase = kind(frame)
         if phase == "begin":
             self._round = decode(frame, Begin).spec.round

@@ -236,13 +236,16 @@ TAGGED = {
 def macs() -> File:
     about = (
         "Tags. key: shared by all who encrypt and whoever opens; secret: one client's with whoever opens. "
-        "r: the numbers of ciphertext `number`, four rows. Ciphertexts are lists of runs [coefficient, "
+        "r: numbers of all ciphertexts, s: of ciphertext `number`, four rows each. Ciphertexts are lists of "
+        "runs [coefficient, "
         "times], shorter than real ones where nothing else is said. total: ciphertexts and tags of the "
         "survivors added up. The bad ones are refused before anything is decrypted."
     )
     numbers = [
-        case(f"r of ciphertext {number}", {"key": KEY, "context": CONTEXT, "number": number, "count": 6},
-             {"r": lat.mac_numbers(KEY, CONTEXT, number, 6)})
+        case(f"r and s of ciphertext {number}",
+             {"lattice": _tagging(60).fields, "key": KEY, "context": CONTEXT, "number": number, "count": 6},
+             {"r": lat.mac_rows(KEY, CONTEXT, 6),
+              "s": lat.mac_factors(KEY, CONTEXT, number, _tagging(60).moduli[0])})
         for number in (0, 1, 3)
     ]  # fmt: skip
     pads = [

@@ -144,7 +144,7 @@ def _z() -> Decimal:
 
 def _bfv(top: int, symmetric: bool, clients: int) -> tuple[int, int]:
     plain = prime_above(2 * top + 1, DEGREE)
-    noise = Decimal(22 * clients)
+    noise = clients + min(Decimal(21 * clients), _z() * (Decimal(clients) * Decimal("10.5")).sqrt())
     if not symmetric:
         noise = _z() * (Decimal(clients * (DEGREE + 1)) / 4).sqrt() + 2 * clients
     return max(_bits(2 * plain * noise * 1025 / 1024), plain.bit_length() + 1), plain
@@ -369,23 +369,34 @@ class Packing:
 CHECKS = 4
 
 
-def mac_numbers(key: bytes, context: bytes, number: int, count: int) -> list[list[int]]:
-    """r of one ciphertext of so many coefficients: four rows of 16-bit numbers."""
-    seed = b"privfr mac" + key + context + ref.be8(number)
-    drawn = struct.unpack(f"<{CHECKS * count}H", hashlib.shake_256(seed).digest(2 * CHECKS * count))
-    return [list(drawn[i * count : (i + 1) * count]) for i in range(CHECKS)]
+def mac_rows(key: bytes, context: bytes, count: int) -> list[list[int]]:
+    """r: four rows of 16-bit numbers, as many as a ciphertext has coefficients."""
+    drawn = hashlib.shake_256(b"privfr mac" + key + context + b"words").digest(2 * CHECKS * count)
+    numbers = struct.unpack(f"<{CHECKS * count}H", drawn)
+    return [list(numbers[i * count : (i + 1) * count]) for i in range(CHECKS)]
 
 
-def mac_pad(secret: bytes, context: bytes, client: int, prime: int) -> list[int]:
-    stream = hashlib.shake_256(b"privfr mac pad" + secret + context + ref.be8(client)).digest(16 * CHECKS)
+def mac_numbers(seed: bytes, prime: int) -> list[int]:
+    """Four numbers modulo the prime."""
+    stream = hashlib.shake_256(seed).digest(16 * CHECKS)
     return [int.from_bytes(stream[16 * i : 16 * i + 16], "little") % prime for i in range(CHECKS)]
 
 
+def mac_factors(key: bytes, context: bytes, number: int, prime: int) -> list[int]:
+    """s of one ciphertext, by which its products are multiplied."""
+    return mac_numbers(b"privfr mac" + key + context + ref.be8(number), prime)
+
+
+def mac_pad(secret: bytes, context: bytes, client: int, prime: int) -> list[int]:
+    return mac_numbers(b"privfr mac pad" + secret + context + ref.be8(client), prime)
+
+
 def mac_products(key: bytes, context: bytes, ciphertexts: Sequence[Sequence[int]], prime: int) -> list[int]:
-    found = [0] * CHECKS
+    found, rows = [0] * CHECKS, mac_rows(key, context, len(ciphertexts[0]))
     for number, words in enumerate(ciphertexts):
-        for i, row in enumerate(mac_numbers(key, context, number, len(words))):
-            found[i] += sum(r * c for r, c in zip(row, words, strict=True))
+        factors = mac_factors(key, context, number, prime)
+        for i, row in enumerate(rows):
+            found[i] += factors[i] * sum(r * c for r, c in zip(row, words, strict=True))
     return [x % prime for x in found]
 
 

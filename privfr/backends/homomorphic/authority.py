@@ -185,7 +185,7 @@ class ClientState(msgspec.Struct, frozen=True):
     client: ClientId
     spec: RoundSpec
     keyring: Keyring
-    summand: bytes
+    summand: memoryview
 
     def __repr__(self) -> str:
         """Name the client only."""
@@ -204,7 +204,7 @@ def client_state(
 ) -> ClientState:
     """Begin a client's round with its coded update."""
     lanes = rounds.packing_of(spec).point.encode(update, entropy)
-    return ClientState(client, spec, keyring, lanes.astype("<u4").tobytes())
+    return ClientState(client, spec, keyring, lanes.astype("<u4", copy=False).data.cast("B"))
 
 
 def ready(state: ClientState, begin: Begin, entropy: Entropy) -> tuple[ClientState, Ready]:
@@ -224,7 +224,7 @@ def contribute(state: ClientState, key: PublicKey, entropy: Entropy) -> tuple[Cl
     mac = Mac(lattice, mac_context(context, key.bulk), keyring.group, {state.client: keyring.shared})
     lanes = np.frombuffer(state.summand, "<u4")
     tag, bulk = rounds.encrypted(packing, Key.load(lattice, key.bulk), mac, state.client, lanes)
-    return msgspec.structs.replace(state, summand=b""), Cipher(context, tag, bulk)
+    return msgspec.structs.replace(state, summand=memoryview(b"")), Cipher(context, tag, bulk)
 
 
 def consent(state: ClientState, survivors: Survivors, entropy: Entropy) -> tuple[ClientState, Consent]:

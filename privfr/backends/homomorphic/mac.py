@@ -3,29 +3,32 @@
 The server adds ciphertexts, and could add others than it says: one client's alone, one of them twice, a
 multiple by a polynomial. So each client sends a tag with its ciphertexts c, uint64 modulo the prime q,
 
-    tag_i = <r, c_i> + pad_i   modulo q, four times over
+    tag_i = sum over its ciphertexts j of s_j <r, c_ij>, plus pad_i   modulo q, four times over
 
-where r, as many 16-bit numbers as coefficients, follows from a secret of all clients and whoever opens the
-sum, and pad_i from a secret of client i and whoever opens. The server adds up the tags too. For a total C and
-tag T over clients S the opener looks whether T - sum of the pads of S = <r, C>, and decrypts nothing else.
+where r, as many 16-bit numbers as a ciphertext has coefficients, and s_j, numbers modulo q, follow from a
+secret of all clients and whoever opens the sum, and pad_i from a secret of client i and whoever opens. The
+server adds up the tags too. For a total C and tag T over clients S the opener looks whether T - sum of the
+pads of S = sum of s_j <r, C_j>, and decrypts nothing else.
 
-The pads are used once, so the tags tell the server nothing of r. With t the sum of the true tags of S and c
-that of the true ciphertexts, T passes only if T - t = <r, C - c>. If C differs from c in any coefficient, one
-of its 2^16 factors at the most fits, as q is prime and larger. Four times over: 2^-64. If a client of S has
-sent no tag, its pad is unknown, and the chance is q^-4. (Agrawal & Boneh 2009, ACNS, "Homomorphic MACs:
-MAC-based integrity for network coding".) Whoever helps the server with r voids all of this: it holds against
-a server that lies, not against one that has an accomplice among the clients.
+The pads are used once, so the tags tell the server nothing of r and s. With t the sum of the true tags of S
+and c that of the true ciphertexts, T passes only if T - t = sum of s_j <r, C_j - c_j>. If C_j differs from
+c_j in any coefficient, one of that coefficient's 2^16 factors at the most makes <r, C_j - c_j> 0, as q is
+prime and larger; and if it is not 0, one s_j at the most fits. That is 2^-16 + 1/q, and four times over about
+2^-64. If a client of S has sent no tag, its pad is unknown, and the chance is q^-4. (Agrawal & Boneh 2009,
+ACNS, "Homomorphic MACs: MAC-based integrity for network coding".) Whoever helps the server with r and s voids
+all of this: it holds against a server that lies, not against one that has an accomplice among the clients.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from privfr.backends.homomorphic.lattice import Lattice, Words
+from privfr.backends.identity import ascending
 from privfr.errors import BadFrame
 from privfr.protocol import ClientId
 
@@ -33,7 +36,6 @@ __all__ = ["CHECKS", "Mac", "Tag", "add_tags", "check_form"]
 
 Tag = tuple[int, ...]
 CHECKS = 4
-_HALF = 30  # coefficients are below 2^60: two halves whose products with 16 bits add up within 64
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,11 @@ class Mac:
             (a + b) % prime for a, b in zip(self._products(ciphertexts), self._pad(client), strict=True)
         )
 
-    def check(self, clients: Iterable[ClientId], tag: Tag, ciphertexts: Iterable[Words]) -> None:
+    def check(self, clients: Sequence[ClientId], tag: Tag, ciphertexts: Iterable[Words]) -> None:
         """Raise `BadFrame` unless these are the sums of the tags and ciphertexts of exactly these clients."""
         check_form(self.lattice, tag)
+        if not ascending(clients, self.pads.keys()):
+            raise BadFrame("clients of a sum that are out of order, there twice, or not of the roster")
         expected = self._products(ciphertexts)
         for client in clients:
             expected = [a + b for a, b in zip(expected, self._pad(client), strict=True)]
@@ -66,19 +70,26 @@ class Mac:
 
     def _products(self, ciphertexts: Iterable[Words]) -> list[int]:
         """Inner products of all coefficients with r, modulo the prime."""
-        found, low_bits = [0] * CHECKS, np.uint64((1 << _HALF) - 1)
+        seed = b"privfr mac" + self.key + self.context
+        found, r = [0] * CHECKS, np.empty((CHECKS, 0))
         for number, words in enumerate(ciphertexts):
-            seed = b"privfr mac" + self.key + self.context + number.to_bytes(8, "big")
-            drawn = np.frombuffer(hashlib.shake_256(seed).digest(2 * CHECKS * words.size), "<u2")
-            r = drawn.reshape(CHECKS, words.size).astype(np.uint64)
-            low, high = r @ (words & low_bits), r @ (words >> np.uint64(_HALF))
-            for i in range(CHECKS):
-                found[i] = (found[i] + int(low[i]) + (int(high[i]) << _HALF)) % self.lattice.prime
+            if not number:  # all are of one length
+                drawn = hashlib.shake_256(seed + b"words").digest(2 * CHECKS * words.size)
+                r = np.frombuffer(drawn, "<u2").reshape(CHECKS, -1).astype(np.float64)
+            # Quarters of 16 bits: 2^15 products of 32 bits at most add up exactly within a double's 53.
+            quarters = words.astype("<u8", copy=False).view("<u2").reshape(-1, 4).astype(np.float64)
+            factors = self._numbers(seed + number.to_bytes(8, "big"))
+            for i, row in enumerate((r @ quarters).tolist()):
+                product = sum(int(quarter) << (16 * j) for j, quarter in enumerate(row))
+                found[i] = (found[i] + factors[i] * product) % self.lattice.prime
         return found
 
     def _pad(self, client: ClientId) -> list[int]:
-        """Pads of one client: 128 bits each modulo the prime, which is uniform but for 2^-68."""
-        seed = b"privfr mac pad" + self.pads[client] + self.context + client.to_bytes(8, "big")
+        """Pads of one client."""
+        return self._numbers(b"privfr mac pad" + self.pads[client] + self.context + client.to_bytes(8, "big"))
+
+    def _numbers(self, seed: bytes) -> list[int]:
+        """CHECKS numbers: 128 bits each modulo the prime, which is uniform but for 2^-68."""
         drawn = hashlib.shake_256(seed).digest(16 * CHECKS)
         return [
             int.from_bytes(drawn[at : at + 16], "little") % self.lattice.prime

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -24,6 +24,7 @@ from privfr.backends.homomorphic.packing import Packing
 from privfr.coding import Coding, FixedPoint, Lanes
 from privfr.errors import BadFrame, InputError, WrongPhase
 from privfr.protocol import ENVELOPE, ClientId, RoundSpec, parameters_of
+from privfr.wire import room_for
 
 __all__ = [
     "SCHEMES",
@@ -102,16 +103,20 @@ def ciphertexts_of(packing: Packing, bulk: bytes | memoryview) -> Iterator[Words
 
 def encrypted(packing: Packing, key: Key, mac: Mac, client: ClientId, lanes: Lanes) -> tuple[Tag, memoryview]:
     """Encrypt one summand, lanes modulo 2^k, uint32 [lanes], one ciphertext at a time, and tag it."""
-    lattice = packing.lattice
-    out, step = bytearray(packing.packed_bytes), lattice.packed_bytes
-    for i, slots in enumerate(packing.spread(lanes)):
-        out[i * step : (i + 1) * step] = pack_words(key.encrypt(slots), lattice.primes[0])
-    bulk = memoryview(out)
-    return mac.tag(client, ciphertexts_of(packing, bulk)), bulk
+    bits, out = packing.lattice.primes[0], room_for(packing.packed_bytes)
+
+    def ciphertexts() -> Iterator[Words]:
+        at, step = 0, packing.lattice.packed_bytes
+        for words in map(key.encrypt, packing.spread(lanes)):
+            out[at : at + step] = pack_words(words, bits)
+            yield words
+            at += step
+
+    return mac.tag(client, ciphertexts()), out
 
 
 def opened(
-    packing: Packing, key: Key, mac: Mac, clients: Iterable[ClientId], tag: Tag, bulk: memoryview
+    packing: Packing, key: Key, mac: Mac, clients: Sequence[ClientId], tag: Tag, bulk: memoryview
 ) -> Lanes:
     """Decrypt a sum over these clients: lanes modulo 2^k, uint32 [lanes].
 
@@ -126,12 +131,17 @@ def add_ciphertexts(packing: Packing, total: Words, bulk: bytes | memoryview) ->
 
     Raises `BadFrame` as `ciphertexts_of`, and then nothing is added.
     """
-    for _ in ciphertexts_of(packing, bulk):
-        pass
-    prime = np.uint64(packing.lattice.prime)
-    for row, found in zip(total, ciphertexts_of(packing, bulk), strict=True):
-        row += found
-        np.minimum(row, row - prime, out=row)  # below the prime, the difference wraps and is the larger
+    prime, added = np.uint64(packing.lattice.prime), 0
+    try:
+        for row, found in zip(total, ciphertexts_of(packing, bulk), strict=True):
+            row += found
+            np.minimum(row, row - prime, out=row)  # below the prime, the difference wraps and is the larger
+            added += 1
+    except BadFrame:
+        for row, found in zip(total[:added], ciphertexts_of(packing, bulk), strict=False):
+            row -= found
+            np.minimum(row, row + prime, out=row)  # where it wrapped, the sum is the smaller
+        raise
 
 
 @dataclass

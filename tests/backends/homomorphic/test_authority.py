@@ -42,6 +42,7 @@ from privfr.backends.homomorphic.messages import (
     Ready,
     Survivors,
     key_bytes,
+    mac_context,
     survivor_bytes,
 )
 from privfr.backends.homomorphic.packing import Packing
@@ -481,7 +482,8 @@ def test_with_one_clients_help_the_server_has_another_ones_update_opened(name: s
     opening = Opening(name)
     packing, lattice, everyone = opening.packing, opening.packing.lattice, opening.survivors
     accomplice = opening.round.client_keys[2]
-    mac = Mac(lattice, opening.spec.context(), accomplice.group, {})
+    context = mac_context(opening.spec.context(), opening.key.bulk)
+    mac = Mac(lattice, context, accomplice.group, {})
 
     def product(bulk: bytes | memoryview) -> tuple[int, ...]:
         return tuple(mac._products(rounds.ciphertexts_of(packing, bulk)))
