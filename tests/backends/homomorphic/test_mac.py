@@ -208,6 +208,7 @@ def test_a_client_named_twice_is_not_one_that_is_there_once() -> None:
     tag, rows = sums().total({1: 1, 2: 1})
     mac_of().check([1, 2], tag, rows)
     refused(mac_of(), [1, 1, 2], tag, rows)
+    refused(mac_of(), [1, 1, 2], *sums().total({1: 2, 2: 1}))
     refused(mac_of(), [1], tag, rows)
 
 
