@@ -171,7 +171,7 @@ def report(result: Report, directory: str) -> None:
     failed = sum(bool(r.failed) for r in result.rounds)
     if failed:
         out.print(
-            f"{failed} of {len(result.rounds)} rounds failed and changed nothing: too few clients were left"
+            f"{failed} of {len(result.rounds)} rounds failed and changed nothing; each line above says why"
         )
     out.print(f"server learns: {result.server_learns}. {result.trust}", soft_wrap=True)
     if "corrupt" in result.security:

@@ -381,11 +381,14 @@ FLAGS = {
     ("--set", "data.public=9"): ["public", "9"],
     ("--set", "federation.threshold=4"): ["federation.threshold", "4"],
     ("--set", "model.dim=100000000000"): ["model.dim"],
+    ("--backend", "bfv", "--set", "federation.evaluate=server"): ["federation.evaluate", "bfv", "member"],
+    ("--backend", "ckks", "--set", "coding.bits=1"): ["bits", "2"],
+    ("--set", "federation.evaluate=nobody"): ["federation.evaluate", "auto, server, member"],
 }
 
 
 @pytest.mark.parametrize("flag", FLAGS, ids=" ".join)
-def test_bad_flag(flag: tuple[str, str], privfr: Command, people: Path, out: Path) -> None:
+def test_bad_flag(flag: tuple[str, ...], privfr: Command, people: Path, out: Path) -> None:
     base = ["--clients", "3", "--rounds", "1", "--test", "4", "--workers", "1", "--set", "engine.cores=1"]
     privfr("run", "--data", people, "--out", out, *base, *flag).refused(*FLAGS[flag])
     assert untouched(out)
