@@ -311,6 +311,10 @@ def test_info(privfr: Command) -> None:
         "masking": "sum",
         "masking-passive": "sum",
         "trusted": "sum",
+        "bfv": "nothing",
+        "ckks": "nothing",
+        "bfv-authority": "sum",
+        "ckks-authority": "sum",
     }
     assert "trusted" in privfr("info").done().out
 
