@@ -288,7 +288,7 @@ class Member:
             raise WrongPhase("a round this client has begun before, or one of another run")
         size = spec.size * (2 if self.momentum else 1)
         model = self.holds(spec.model)
-        if len(begin.bulk) and (model is None or self._digest(model) != spec.model):
+        if model is None and len(begin.bulk):
             model = self._given(begin, size)
         if model is None or model.size != size or self._digest(model) != spec.model:
             raise PolicyRefused("the model to train from is not the one the round names")
@@ -309,7 +309,7 @@ class Member:
         if len(asked.context) != 32 or list(named) != sorted(set(named)):
             raise BadFrame("a hand-over for no round, or to clients out of order or there twice")
         model = self.holds(asked.model)
-        if handover is None or model is None or self._digest(model) != asked.model:
+        if handover is None or model is None:
             raise WrongPhase("a client that lacks the model it is to hand over, or whose server has it")
         sealed = model.astype("<f4").tobytes()
         boxes, bulk = handover.seal(self.keyring, asked.clients, asked.context, sealed, self.entropy)
@@ -338,9 +338,9 @@ class Member:
 
     def holds(self, wanted: bytes) -> Vector | None:
         """Give the model of this digest, if it is the present one or the one before it."""
-        if self.model is None or self._digest(self.model) == wanted or self._former is None:
+        if self.model is not None and self._digest(self.model) == wanted:
             return self.model
-        return self._former if digest(self._former) == wanted else self.model
+        return self._former if self._former is not None and digest(self._former) == wanted else None
 
     def _digest(self, model: Vector) -> bytes:
         """Hash a model once: the one a round ends with is the one the next begins with."""

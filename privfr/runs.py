@@ -49,7 +49,7 @@ from privfr.report import (
 )
 from privfr.storage import write_atomic
 from privfr.trainer import Learner, device_of, layout_of, shared_vector
-from privfr.vector import Vector, digest
+from privfr.vector import Vector
 
 __all__ = ["resume", "run"]
 
@@ -303,8 +303,7 @@ class _Run:
             assert coordinator.model is not None  # what is asked of a server that has none is refused
             return coordinator.model
         for client in sorted(coordinator.current):
-            held = members[client].holds(coordinator.digest)
-            if held is not None and digest(held) == coordinator.digest:
+            if (held := members[client].holds(coordinator.digest)) is not None:
                 return held
         raise InputError(
             f"round {coordinator.round - 1}: no client is known to hold the model, and the server may not; "

@@ -17,7 +17,7 @@ from typing import Any
 from privfr.backends.homomorphic import authority, clients
 from privfr.backends.homomorphic.authority import Authority
 from privfr.backends.homomorphic.messages import Chosen, Cipher, Consent, Offer, PublicKey, Ready, Survivors
-from privfr.backends.homomorphic.round import limit_cipher, plan
+from privfr.backends.homomorphic.round import absorb_cipher, limit_cipher, plan
 from privfr.coding import Coding
 from privfr.protocol import Backend, Begin, ClientStep, Handover, ServerStep
 
@@ -40,7 +40,7 @@ BFV = Backend(
     ),
     server_steps=(
         ServerStep("offer", Offer, clients.absorb_offer, clients.close_offers, clients.limit_offer),
-        ServerStep("contribute", Cipher, clients.absorb_cipher, clients.close, limit_cipher),
+        ServerStep("contribute", Cipher, absorb_cipher, clients.close, limit_cipher),
     ),
     plan=partial(_plan, "bfv"),
     fewest=lambda clients, options: 2,
@@ -69,7 +69,7 @@ BFV_AUTHORITY = replace(
     ),
     server_steps=(
         ServerStep("ready", Ready, authority.absorb_ready, authority.close_ready, authority.limit_short),
-        ServerStep("contribute", Cipher, authority.absorb_cipher, authority.close_ciphers, limit_cipher),
+        ServerStep("contribute", Cipher, absorb_cipher, authority.close_ciphers, limit_cipher),
         ServerStep("consent", Consent, authority.absorb_consent, authority.close, authority.limit_short),
     ),
     plan=partial(_plan, "bfv-authority"),

@@ -86,7 +86,7 @@ class Authority:
         self, identity: bytes, group: bytes, clients: Mapping[ClientId, Enrolled], floor: int = 2
     ) -> None:
         self._identity, self._group, self._clients, self._floor = identity, group, dict(clients), floor
-        self._round: tuple[RoundSpec, Key] | None = None
+        self._round: tuple[RoundSpec, Key, bytes] | None = None
         self._run, self._last = b"", -1
 
     def receive(self, frame: Frame) -> bytes:
@@ -108,20 +108,21 @@ class Authority:
             # The difference of two sums of one round is somebody's update.
             raise WrongPhase("a round that was begun before, or one of another run")
         key = Key.generate(rounds.packing_of(spec).lattice)
-        self._round, self._run, self._last = (spec, key), spec.run, spec.round
         public = key.export()
+        bound = mac_context(spec.context(), public)
+        self._round, self._run, self._last = (spec, key, bound), spec.run, spec.round
         return PublicKey(sign(self._identity, key_bytes(spec.context(), public)), memoryview(public))
 
     def _open(self, frame: Frame) -> Message:
         asked = decode(frame, OpenSum)
         if self._round is None:
             raise WrongPhase("no round is open")
-        spec, key = self._round
+        spec, key, bound = self._round
         self._check_consents(spec, asked)
         self._round = None  # one answer for a key, whatever it is: a second would compare two ciphertexts
         packing = rounds.packing_of(spec)
         pads = {client: known.shared for client, known in self._clients.items()}
-        mac = Mac(packing.lattice, mac_context(spec.context(), key.export()), self._group, pads)
+        mac = Mac(packing.lattice, bound, self._group, pads)
         lanes = rounds.opened(packing, key, mac, asked.survivors, asked.tag, asked.bulk)
         packing.point.decode(lanes, len(asked.survivors))  # refuses what is no sum of encoded updates
         return Sealed(asked.survivors, pack(lanes, packing.point.modulus_bits))
@@ -203,8 +204,7 @@ def client_state(
     spec: RoundSpec, client: ClientId, update: Update, keyring: Keyring, entropy: Entropy
 ) -> ClientState:
     """Begin a client's round with its coded update."""
-    lanes = rounds.packing_of(spec).point.encode(update, entropy)
-    return ClientState(client, spec, keyring, lanes.astype("<u4", copy=False).data.cast("B"))
+    return ClientState(client, spec, keyring, rounds.coded(spec, update, entropy))
 
 
 def ready(state: ClientState, begin: Begin, entropy: Entropy) -> tuple[ClientState, Ready]:
@@ -270,12 +270,6 @@ def absorb_ready(state: ServerState, client: ClientId, answer: Ready) -> ServerS
 def close_ready(state: ServerState) -> tuple[ServerState, Mapping[ClientId, PublicKey]]:
     """Pass the public key on."""
     return state, dict.fromkeys(sorted(state.ready), state.key)
-
-
-def absorb_cipher(state: ServerState, client: ClientId, answer: Cipher) -> ServerState:
-    """Add one client's ciphertexts."""
-    state.total.add(client, answer)
-    return state
 
 
 def close_ciphers(state: ServerState) -> tuple[ServerState, Mapping[ClientId, Survivors]]:

@@ -74,8 +74,7 @@ def client_state(
     spec: RoundSpec, client: ClientId, update: Update, keyring: Keyring, entropy: Entropy
 ) -> ClientState:
     """Begin a client's round with its coded update."""
-    lanes = rounds.packing_of(spec).point.encode(update, entropy)
-    return ClientState(client, spec, keyring, lanes.astype("<u4", copy=False).data.cast("B"))
+    return ClientState(client, spec, keyring, rounds.coded(spec, update, entropy))
 
 
 def offer(state: ClientState, begin: Begin, entropy: Entropy) -> tuple[ClientState, Offer]:
@@ -187,12 +186,6 @@ def close_offers(state: ServerState) -> tuple[ServerState, Mapping[ClientId, Mes
         return Chosen(state.maker, chosen.boxes[spec.clients.index(client)], chosen.bulk)
 
     return state, OnDemand(sorted(state.ready), message)
-
-
-def absorb_cipher(state: ServerState, client: ClientId, answer: Cipher) -> ServerState:
-    """Add one client's ciphertexts."""
-    state.total.add(client, answer)
-    return state
 
 
 def close(state: ServerState) -> tuple[ServerState, Sealed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,16 +24,19 @@ from privfr.backends.homomorphic.messages import Cipher
 from privfr.backends.homomorphic.packing import Packing
 from privfr.coding import Coding, FixedPoint, Lanes
 from privfr.errors import BadFrame, InputError, WrongPhase
-from privfr.protocol import ENVELOPE, ClientId, RoundSpec, parameters_of
+from privfr.protocol import ENVELOPE, ClientId, Entropy, RoundSpec, parameters_of
+from privfr.vector import Update
 from privfr.wire import room_for
 
 __all__ = [
     "SCHEMES",
     "Parameters",
     "Total",
+    "absorb_cipher",
     "add_ciphertexts",
     "check",
     "ciphertexts_of",
+    "coded",
     "encrypted",
     "limit_cipher",
     "opened",
@@ -99,6 +103,12 @@ def ciphertexts_of(packing: Packing, bulk: bytes | memoryview) -> Iterator[Words
     moduli = np.full(lattice.words, lattice.prime, np.uint64)
     for start in range(0, len(bulk), step):
         yield unpack_words(bulk[start : start + step], lattice.primes[0], moduli)
+
+
+def coded(spec: RoundSpec, update: Update, entropy: Entropy) -> memoryview:
+    """Code an update as its lanes, uint32 bytes."""
+    lanes = packing_of(spec).point.encode(update, entropy)
+    return lanes.astype("<u4", copy=False).data.cast("B")
 
 
 def encrypted(packing: Packing, key: Key, mac: Mac, client: ClientId, lanes: Lanes) -> tuple[Tag, memoryview]:
@@ -175,6 +185,21 @@ class Total:
     def __repr__(self) -> str:
         """Say how many."""
         return f"<Total of {len(self.survivors)} clients>"
+
+
+class Adding(Protocol):
+    """A server's state with a running sum."""
+
+    total: Total
+
+
+A = TypeVar("A", bound=Adding)
+
+
+def absorb_cipher(state: A, client: ClientId, answer: Cipher) -> A:
+    """Add one client's ciphertexts."""
+    state.total.add(client, answer)
+    return state
 
 
 def limit_cipher(spec: RoundSpec) -> int:
