@@ -107,8 +107,8 @@ def page(result: dict[str, Any], seed: int) -> str:
     lines = [
         "# Every backend trains the same model",
         "",
-        f"`benchmarks/celeba_lfw.toml` (40 clients, CelebA), {rounds} rounds, seed {seed}, 16-bit coding, each "
-        "run from its own beginning. Made by `python -m benchmarks.backends_lfw`.",
+        f"`benchmarks/celeba_lfw.toml` (40 clients, CelebA), {rounds} rounds, seed {seed}, 16-bit coding, "
+        "each run from its own beginning. Made by `python -m benchmarks.backends_lfw`.",
         "",
         f"| backend | rounds with `{first}`'s model, to the bit | same loss and EER | final LFW accuracy, % "
         "| upload, of float32's | work that is not training | the server learns |",

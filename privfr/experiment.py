@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 import tomli_w
 
+from privfr.cores import usable_cores
 from privfr.errors import InputError
 
 __all__ = [
@@ -214,7 +214,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         evaluator: who measures the model unless the experiment says.
         Raises `InputError` for a threshold of 1, or above the number of clients.
         """
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         clients = self.data.clients
         engine, federation = self.engine, self.federation
         if federation.threshold == 1:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privfr.cores import usable_cores
 from privfr.errors import InputError
 from privfr.experiment import Data, Engine, Experiment, Federation, load_experiment, parse_value
 
@@ -195,7 +196,7 @@ def test_digest_is_32_bytes_and_the_same_for_the_same() -> None:
 
 
 def test_resolved_fills_in_what_the_machine_decides() -> None:
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     found = Experiment(data=Data(clients=7)).resolved()
     assert found.engine.workers == min(cores, 7)
     assert found.engine.cores == cores
@@ -217,3 +218,13 @@ def test_resolved_keeps_what_was_asked_for() -> None:
     assert wanted.resolved() == wanted
     many = Experiment(data=Data(clients=2), engine=Engine(workers=4))
     assert many.resolved().engine.workers == 2, "no more workers than clients"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not pin processes")
+def test_cores_are_those_this_process_may_use() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert Experiment(data=Data(clients=7)).resolved().engine.cores == 1
+    finally:
+        os.sched_setaffinity(0, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -26,12 +25,13 @@ def command(
     import torch
 
     from privfr.backends import BACKENDS, backend
+    from privfr.cores import usable_cores
 
     options = {"corruption": corruption, "dropout": dropout, "neighbours": 0, "shares": 0}
     derived = _derived(clients, options) if clients is not None else {}
 
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
-    machine = {"cores": os.cpu_count(), "cuda": torch.cuda.is_available()}
+    machine = {"cores": usable_cores(), "cuda": torch.cuda.is_available()}
     backends = [{"name": name, **_facts(backend(name))} for name in BACKENDS]
     if json:
         masking = {"masking": {"clients": clients, **derived}} if derived else {}

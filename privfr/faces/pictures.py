@@ -6,7 +6,6 @@ and height, so that one box fits every resolution of the same layout.
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from privfr.cores import usable_cores
 from privfr.errors import InputError
 
 Box = tuple[float, float, float, float]
@@ -102,7 +102,7 @@ def read_pictures(
     images = _room(len(paths), size)
     kept: list[int] = []
     failures: list[tuple[int, str]] = []
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="privfr-pictures")
+    pool = ThreadPoolExecutor(min(8, usable_cores()), thread_name_prefix="privfr-pictures")
     try:
         # The warning of Pillow's own, laxer limit is noise here: ours is checked on the next line.
         with warnings.catch_warnings():

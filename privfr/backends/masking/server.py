@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from privfr.backends.masking.messages import (
 )
 from privfr.backends.masking.shamir import SHARE_BYTES
 from privfr.coding import add_packed, pack
+from privfr.cores import usable_cores
 from privfr.errors import BadFrame, LocalProtocolError, TooFewClients, WrongPhase
 from privfr.protocol import ENVELOPE, ClientId, OnDemand, RoundSpec, Sealed
 from privfr.wire import Message
@@ -271,7 +271,7 @@ def close_reveal(state: ServerState) -> tuple[ServerState, Sealed]:
     """Take every mask off the total; what is left is the sum."""
     plus, minus = _masks_in(state)
     # What was added comes off: the roles of plus and minus are exchanged.
-    masks.add_masks(state.total, minus, plus, threads=os.cpu_count() or 1)
+    masks.add_masks(state.total, minus, plus, threads=usable_cores())
     return state, Sealed(state.survivors, pack(state.total, state.point.modulus_bits))
 
 
