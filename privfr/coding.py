@@ -15,8 +15,9 @@ where L = 2^(bits-1) - 1. Every step is element-wise, in a fixed order, so that 
 same bits.
 
 With `Noise` the sum is differentially private, client by client: no client's vector, as integers, is longer
-than `radius`, and discrete Gaussian noise is added to the integers, modulo 2^k as everything is. Weights are then
-1, there are no metrics and `saturated` is 0: nothing that depends on pictures is left out of the account.
+than `radius`, and discrete Gaussian noise is added to the integers, modulo 2^k as everything is. Weights are
+then 1, there are no metrics and `saturated` is 0: nothing that depends on pictures is left out of the
+account.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from privfr.discrete import DiscreteGaussian
 from privfr.errors import BadFrame, InputError, LocalProtocolError
-from privfr.privacy.discrete import DiscreteGaussian
 from privfr.vector import Aggregate, Update, Vector
 
 __all__ = ["METRIC_CLIP", "Coding", "FixedPoint", "Noise", "add_packed", "pack", "unpack"]
@@ -59,10 +60,9 @@ HALF_ULP = 2.0**-24
 class Noise(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What makes a sum differentially private. See `privfr.privacy.client` for how it is chosen.
 
-    radius: largest L2 norm of one client's vector, in integer steps.  variance: of the discrete Gaussian added
-    to each lane of the vector, in squared steps; by every client, or, if `central`, once to the sum by whoever
-    adds up.
-    Raises `InputError` for values that cannot be.
+    radius: largest L2 norm of one client's vector, in integer steps.  variance: of the discrete Gaussian
+    added to each lane of the vector, in squared steps; by every client, or, if `central`, once to the sum by
+    whoever adds up. Raises `InputError` for values that cannot be.
     """
 
     radius: int
@@ -107,7 +107,9 @@ class Coding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
         if self.rounding not in ("nearest", "stochastic"):
             raise InputError(f'rounding is {self.rounding!r}: give "nearest" or "stochastic"')
         if self.noise and self.max_weight != 1:
-            raise InputError(f"max_weight is {self.max_weight}: with noise every client counts the same, as 1")
+            raise InputError(
+                f"max_weight is {self.max_weight}: with noise every client counts the same, as 1"
+            )
 
     def reach(self, clients: int) -> int:
         """Largest |sum| of a lane over so many clients; with noise, but for a chance of 2^-40 in all lanes.
@@ -200,8 +202,8 @@ class FixedPoint:
     def _private(self, update: Update, noise: Noise, entropy: Callable[[int], bytes]) -> Lanes:
         """Encode without exceeding the radius, and add this client's noise.
 
-        The bound is on the integers themselves, so no error of clipping or rounding has to be allowed for: what
-        turns out too long is made shorter and encoded again.
+        The bound is on the integers themselves, so no error of clipping or rounding has to be allowed for:
+        what turns out too long is made shorter and encoded again.
         """
         step = self.coding.clip / _largest(self.coding.bits)
         length = math.sqrt(float(np.sum(np.square(update.vector, dtype=np.float64))))

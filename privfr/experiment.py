@@ -151,6 +151,40 @@ class Masking(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     shares: Count = 0
 
 
+class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Differential privacy. See docs/privacy.md for what each level promises to whom.
+
+    level: "example" guards every picture against everybody but its own device, "client" all pictures of a
+    client together; "both" each with a budget of its own.  epsilon: the budget of a level, 0 for none, which
+    needs its noise.  delta: 0 for a tenth of one over the clients, at most 1e-5.  accountant: of the example
+    level. example_clip: largest L2 norm of one picture's gradient.  client_clip: of a client's update in a
+    round. example_noise, client_noise: standard deviation of the noise, in clips; 0 to work out what the
+    planned rounds need.  corruption: share of the clients that may collude, whose noise does not count.
+    dropout: share that may be lost in a round; one that loses more has no sum.
+    """
+
+    level: Literal["none", "example", "client", "both"] = "none"
+    epsilon: AtLeast0 = 8.0
+    delta: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    accountant: Literal["prv", "rdp"] = "prv"
+    example_clip: Above0 = 1.0
+    example_noise: AtLeast0 = 0.0
+    client_clip: Above0 = 1.0
+    client_noise: AtLeast0 = 0.0
+    corruption: Share = 0.05
+    dropout: Share = 0.05
+
+    @property
+    def example(self) -> bool:
+        """Whether the example level is on."""
+        return self.level in ("example", "both")
+
+    @property
+    def client(self) -> bool:
+        """Whether the client level is on."""
+        return self.level in ("client", "both")
+
+
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The federation. rounds: how many.  threshold: fewest survivors for an aggregate, 0 for two thirds or
     what the backend needs.
@@ -193,6 +227,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     federation: Federation = Federation()
     coding: Coding = Coding()
     masking: Masking = Masking()
+    privacy: Privacy = Privacy()
     engine: Engine = Engine()
     baselines: tuple[Literal["individual", "centralised"], ...] = ()
 
@@ -232,7 +267,22 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
                 evaluate=evaluator if federation.evaluate == "auto" else federation.evaluate,
             ),
             coding=msgspec.structs.replace(self.coding, bits=self.coding.bits or bits),
+            privacy=self._privacy(),
         )
+
+    def _privacy(self) -> Privacy:
+        wanted, clients = self.privacy, self.data.clients
+        if wanted.level == "none":
+            return wanted
+        if wanted.delta >= 1 / clients:
+            raise InputError(
+                f"privacy.delta: {wanted.delta:g} is not below one in {clients} clients, and would allow one "
+                "of them to be given away whole; lower it"
+            )
+        for level in ("example", "client"):
+            if getattr(wanted, level) and not (wanted.epsilon or getattr(wanted, f"{level}_noise")):
+                raise InputError(f"privacy.epsilon: 0 is no budget; raise it, or set privacy.{level}_noise")
+        return msgspec.structs.replace(wanted, delta=wanted.delta or min(1e-5, 0.1 / clients))
 
     def to_toml(self) -> str:
         """Write the tree as TOML that `load_experiment` reads back."""

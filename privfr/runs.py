@@ -7,6 +7,7 @@ repeats at most the round in progress, from the same seeds and so with the same 
 
 from __future__ import annotations
 
+import math
 import platform
 import secrets
 import statistics
@@ -27,15 +28,18 @@ from privfr.backends import backend as backend_named
 from privfr.coding import Coding
 from privfr.directory import Checkpoint, RunDirectory
 from privfr.engines.local import Dropouts, LocalEngine
-from privfr.errors import InputError
+from privfr.errors import BudgetSpent, InputError
 from privfr.experiment import Experiment, Training
 from privfr.faces.datasets import Faces
 from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
 from privfr.faces.sources import load_faces
 from privfr.faces.verification import Roc, Verification, all_pairs_roc, evaluate
-from privfr.federation import Coordinator, Member, Policy, first_model, run_round
+from privfr.federation import Coordinator, Member, Policy, RoundReport, first_model, run_round
 from privfr.methods import method_of
+from privfr.privacy.client import ClientLevel, calibrated
+from privfr.privacy.guard import Guarded, guarantees
+from privfr.privacy.ledger import Ledger
 from privfr.report import (
     ClientTrained,
     Event,
@@ -96,20 +100,27 @@ _BITS = 16  # of a coding, where the backend needs one and the experiment does n
 def _resolved(experiment: Experiment) -> Experiment:
     backend, clients = backend_named(experiment.federation.backend), experiment.data.clients
     fewest = backend.fewest(clients, experiment.options(backend.table))
+    privacy = experiment.privacy
+    if privacy.client and not backend.central:  # whose noise is missing must not be missed
+        fewest = max(fewest, clients - math.floor(privacy.dropout * clients + 1e-9))
     knows = backend.server_learns != "nothing"
     if experiment.federation.evaluate == "server" and not knows:
         raise InputError(
             f"federation.evaluate: with backend {backend.name} the server never holds a model to evaluate; "
             'set it to "member"'
         )
-    return experiment.resolved(fewest, _BITS if backend.integers else 0, "server" if knows else "member")
+    bits = _BITS if backend.integers or privacy.client else 0
+    return experiment.resolved(fewest, bits, "server" if knows else "member")
 
 
 def _weighed(experiment: Experiment, faces: Faces, parts: Split) -> Experiment:
     """Fill in the largest weight, once it is known who has how many pictures."""
-    if experiment.coding.max_weight or not experiment.coding.bits:
+    if experiment.privacy.client:
+        most = 1
+    elif experiment.coding.max_weight or not experiment.coding.bits:
         return experiment
-    most = max(len(parts.faces_of(faces, client)) for client in range(len(parts.clients)))
+    else:
+        most = max(len(parts.faces_of(faces, client)) for client in range(len(parts.clients)))
     return msgspec.structs.replace(
         experiment, coding=msgspec.structs.replace(experiment.coding, max_weight=most)
     )
@@ -120,9 +131,32 @@ def _parameters(experiment: Experiment) -> bytes:
     backend, wanted = backend_named(experiment.federation.backend), experiment.coding
     coding = None
     if wanted.bits:
-        coding = Coding(wanted.clip, wanted.bits, wanted.max_weight or 1, wanted.rounding, wanted.rotate)
+        level = client_level(experiment)
+        weight = 1 if level else wanted.max_weight or 1
+        noise = level.noise if level else None
+        coding = Coding(wanted.clip, wanted.bits, weight, wanted.rounding, wanted.rotate, noise)
     return backend.plan(
         experiment.data.clients, experiment.federation.threshold, coding, experiment.options(backend.table)
+    )
+
+
+def client_level(experiment: Experiment) -> ClientLevel | None:
+    """Noise of the client level, as server and clients each work it out from the experiment."""
+    privacy, federation = experiment.privacy, experiment.federation
+    if not privacy.client:
+        return None
+    return calibrated(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        multiplier=privacy.client_noise,
+        clip=privacy.client_clip,
+        corruption=privacy.corruption,
+        step=experiment.coding.clip / ((1 << (experiment.coding.bits - 1)) - 1),
+        clients=experiment.data.clients,
+        threshold=federation.threshold,
+        rounds=federation.rounds,
+        size=layout_of(method_of(experiment)).size,
+        central=backend_named(federation.backend).central,
     )
 
 
@@ -185,6 +219,9 @@ class _Run:
         self.method = method_of(experiment)
         self.backend = backend_named(experiment.federation.backend)
         self.layout = layout_of(self.method)
+        # A loss in clear would tell of pictures what no epsilon accounts for.
+        self.metrics = () if experiment.privacy.level != "none" else self.method.metrics
+        self.guarded: dict[int, Guarded] = {}
         self._stop = False
         self.report = self._blank_report()
 
@@ -225,7 +262,7 @@ class _Run:
         self.place.forget(done - 1)
         engine = self._engine(members)
         self._observe(Stage("federated", done, rounds))
-        while coordinator.round < rounds:
+        while coordinator.round < rounds and self._affordable(coordinator):
             self._round(coordinator, engine, members)
         self.report.final = self._publish("federated", self._held(coordinator, members)[: self.layout.size])
 
@@ -264,6 +301,40 @@ class _Run:
         model = self._in_one_place("centralised", _together(self.clients), epochs, self._start())
         self.report.centralised = self._publish("centralised", model)
 
+    # Privacy
+
+    def _guarded(self, learner: Learner, client: int) -> Learner | Guarded:
+        """Put a client's learner under its budget, if there is one."""
+        privacy = self.experiment.privacy
+        if privacy.level == "none":
+            return learner
+        ledger = Ledger(self.place.client(client) / "privacy.jsonl")
+        self.guarded[client] = Guarded(learner, ledger, client_level(self.experiment))
+        return self.guarded[client]
+
+    def _affordable(self, coordinator: Coordinator) -> bool:
+        """Tell whether enough clients can pay for another round; if not, say so in the report."""
+        able = sum(each.affords for each in self.guarded.values())
+        if not self.guarded or able >= coordinator.threshold:
+            return True
+        self.report.stopped = (
+            f"the privacy budget of {len(self.guarded) - able} of {len(self.guarded)} clients does not pay "
+            f"for round {coordinator.round + 1} of {self.experiment.federation.rounds}"
+        )
+        if not self.report.rounds:
+            raise BudgetSpent(f"privacy.epsilon: {self.report.stopped}; raise it or plan fewer rounds")
+        self._observe(Notice(f"stopped: {self.report.stopped}"))
+        return False
+
+    def _settle(self, outcome: RoundReport) -> None:
+        """Book what a round has really cost, now that its survivors are known."""
+        for each in self.guarded.values():
+            if not outcome.failed:
+                each.settle(outcome.round, outcome.survivors)
+        if self.guarded:
+            every = [self.guarded[client] for client in sorted(self.guarded)]
+            self.report.privacy = guarantees(every, self.experiment.privacy, self.backend)
+
     # One round
 
     def _round(self, coordinator: Coordinator, engine: LocalEngine, members: dict[int, Member]) -> None:
@@ -283,6 +354,7 @@ class _Run:
             told = [members[client].outcome for client in sorted(coordinator.current)]
             if told and told[0]:
                 outcome.tell(told[0])
+        self._settle(outcome)
         Checkpoint(done, model, {}).save(self._shared(done))
         for client, member in members.items():
             write_atomic(self._private(client, done), member.learner.save(), private=True)
@@ -326,10 +398,10 @@ class _Run:
                 client=client,
                 backend=self.backend,
                 keyring=keyrings[client],
-                learner=learner,
+                learner=self._guarded(learner, client),
                 layout=self.layout.digest,
                 config=experiment.digest(),
-                metrics=self.method.metrics,
+                metrics=self.metrics,
                 entropy=secrets.token_bytes,
                 parameters=parameters,
                 policy=Policy(len(roster), federation.threshold, (self.backend.name,), roster),
@@ -344,7 +416,7 @@ class _Run:
             threshold=federation.threshold,
             layout=self.layout.digest,
             config=experiment.digest(),
-            metrics=self.method.metrics,
+            metrics=self.metrics,
             model=model,
             parameters=parameters,
             momentum=federation.momentum,

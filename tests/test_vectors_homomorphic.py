@@ -59,7 +59,10 @@ def test_parameters(case: Given) -> None:
 @bad("lattice", "backend")
 def test_refused_parameters(case: Given) -> None:
     given = case["given"]
-    refused(case, lambda: rounds.plan(given["backend"], given["clients"], msgspec.convert(given["coding"], Coding)))
+    refused(
+        case,
+        lambda: rounds.plan(given["backend"], given["clients"], msgspec.convert(given["coding"], Coding)),
+    )
 
 
 @bad("lattice", "lattice")

@@ -1,13 +1,13 @@
 """What noise is worth: from noise to (epsilon, delta), and from a wanted epsilon to noise.
 
-Client level. The sum of the discrete Gaussians that h clients add, to a sum that one client can change by `radius`
-at most, is rho-zCDP (Bun & Steinke 2016, arXiv 1605.02658) with
+Client level. The sum of the discrete Gaussians that h clients add, to a sum that one client can change by
+`radius` at most, is rho-zCDP (Bun & Steinke 2016, arXiv 1605.02658) with
 
     rho = (radius / sqrt(h v) + sqrt(d) tau)^2 / 2,   tau = 10 sum over k = 1..h-1 of exp(-2 pi^2 v k/(k+1))
 
-v being the variance of each, d the numbers in the vector (Kairouz, Liu & Steinke 2021, arXiv 2102.06387, theorem 1
-and proposition 14; for h = 1, Canonne et al. 2020, theorem 14, tau = 0). Rounds add up their rho. Conversion to
-epsilon is `dp_accounting`'s.
+v being the variance of each, d the numbers in the vector (Kairouz, Liu & Steinke 2021, arXiv 2102.06387,
+theorem 1 and proposition 14; for h = 1, Canonne et al. 2020, theorem 14, tau = 0). Rounds add up their rho.
+Conversion to epsilon is `dp_accounting`'s.
 
 Example level. Opacus's own accountants, over one history of steps.
 """
@@ -79,7 +79,9 @@ def epsilon_of_steps(history: Iterable[Steps], delta: float, accountant: Account
 
 
 def _merged(history: Iterable[Steps]) -> list[Steps]:
-    """Add up the steps of equal noise and rate: their order does not matter, and accountants take time for each."""
+    """Add up the steps of equal noise and rate: their order does not matter, and accountants take time for
+    each.
+    """
     steps: dict[tuple[float, float], int] = {}
     for noise, rate, count in history:
         steps[noise, rate] = steps.get((noise, rate), 0) + count

@@ -1,13 +1,15 @@
 """The discrete Gaussian, sampled exactly.
 
-P(x) = exp(-x^2 / 2 v) / sum over all integers, for whole x (Canonne, Kamath & Steinke 2020, arXiv 2004.00010).
-Floating-point samplers only come near their distribution, and what they miss by has been used to undo the noise
-(Mironov 2012, doi 10.1145/2382196.2382264; Jin et al. 2022, arXiv 2112.05307). Here every decision compares a uniform
-number with a probability, bit by bit, as far as it takes to tell them apart: first 64 bits against a table of whole
-numbers, and in the rare case that these are equal, more bits against a table that is computed to as many.
+P(x) = exp(-x^2 / 2 v) / sum over all integers, for whole x (Canonne, Kamath & Steinke 2020, arXiv
+2004.00010). Floating-point samplers only come near their distribution, and what they miss by has been used to
+undo the noise (Mironov 2012, doi 10.1145/2382196.2382264; Jin et al. 2022, arXiv 2112.05307). Here every
+decision compares a uniform number with a probability, bit by bit, as far as it takes to tell them apart:
+first 64 bits against a table of whole numbers, and in the rare case that these are equal, more bits against a
+table that is computed to as many.
 
-A wide distribution is cut into blocks of 2^m integers: a block is drawn by its largest probability, a place in
-it uniformly, and the place is kept with the ratio of its probability to that largest one (von Neumann's rejection).
+A wide distribution is cut into blocks of 2^m integers: a block is drawn by its largest probability, a place
+in it uniformly, and the place is kept with the ratio of its probability to that largest one (von Neumann's
+rejection).
 
 The time that sampling takes tells something of what was drawn, as that of any table look-up does.
 """
@@ -41,8 +43,8 @@ _CHUNK = 1 << 16
 class DiscreteGaussian:
     """Noise of one variance parameter.
 
-    variance: the v above, positive, at most 2^58; a whole number where it is above 2^16. The variance itself is
-    a little less, by nothing that matters from v = 1 on (Canonne et al., corollary 9).
+    variance: the v above, positive, at most 2^58; a whole number where it is above 2^16. The variance itself
+    is a little less, by nothing that matters from v = 1 on (Canonne et al., corollary 9).
     """
 
     variance: Fraction
@@ -123,7 +125,8 @@ class DiscreteGaussian:
         unsure = ~keep & (draws + below < whole + square + one)
         for i in np.flatnonzero(unsure):
             keep[i] = _below_exponential(int(draws[i]), int(excess[i]), twice, bits)
-        return places[keep]
+        kept: Whole = places[keep]
+        return kept
 
 
 class _Bits:
@@ -153,10 +156,10 @@ def _below_exponential(drawn: int, excess: int, twice: int, bits: _Bits) -> bool
     return True
 
 
-def _around(
-    value: decimal.Decimal, digits: int, bits: int, context: decimal.Context
-) -> tuple[int, int]:
-    """Give the whole parts of 2^bits times the smallest and largest that a value of so many sure digits can be."""
+def _around(value: decimal.Decimal, digits: int, bits: int, context: decimal.Context) -> tuple[int, int]:
+    """Give the whole parts of 2^bits times the smallest and largest that a value of so many sure digits can
+    be.
+    """
     slack = decimal.Decimal((0, (1,), -digits))
     scaled = context.multiply(value, 1 << bits)
     least, most = (context.multiply(scaled, 1 + sign * slack) for sign in (-1, 1))
@@ -167,8 +170,8 @@ def _around(
 def _cumulative(variance: Fraction, shift: int, bits: int) -> list[int]:
     """Whole parts of 2^bits times the cumulative probabilities of the cells, up to the first of 2^bits - 1.
 
-    A cell is a block of 2^shift integers, weighed by its place nearest to 0: exp(-(hB)^2 / 2v) for block h >= 0
-    of B = 2^shift, exp(-((-h-1)B + 1)^2 / 2v) for h < 0.
+    A cell is a block of 2^shift integers, weighed by its place nearest to 0: exp(-(hB)^2 / 2v) for block h >=
+    0 of B = 2^shift, exp(-((-h-1)B + 1)^2 / 2v) for h < 0.
     """
     digits = bits // 3 + 40
     while True:
@@ -190,7 +193,8 @@ def _attempt(variance: Fraction, shift: int, bits: int, digits: int) -> list[int
     upward = _weights(variance, width, 0, context)
     downward = _weights(variance, width, 1, context)
     end = decimal.Decimal((0, (1,), -digits))
-    sums, total = [], decimal.Decimal(0)
+    sums: list[decimal.Decimal] = []
+    total = decimal.Decimal(0)
     side, other = upward, downward
     while True:
         weight = next(side)
