@@ -195,11 +195,12 @@ def report(result: Report, directory: str) -> None:
 
 
 def _guarantee(found: Guarantee) -> None:
-    """Say what a level of differential privacy promises, and what it does not.""" budget = f" of a budget of
-    {found.budget:g}" if found.budget else ", without a budget" spread = "" if min(found.clients) ==
-    found.epsilon else f"; the least of a client's {min(found.clients):.2f}" out.print(
+    """Say what a level of differential privacy promises, and what it does not."""
+    budget = f" of a budget of {found.budget:g}" if found.budget else ", without a budget"
+    least = f"; the least of a client's {min(found.clients):.2f}" if min(found.clients) < found.epsilon else ""
+    out.print(
         f"\n{found.level}-level differential privacy: epsilon {found.epsilon:.2f}{budget} at delta "
-        f"{found.delta:.1e}, for the run and for the worst client{spread}",
+        f"{found.delta:.1e}, for the run and for the worst client{least}",
         style="bold",
         soft_wrap=True,
     )
