@@ -66,7 +66,7 @@ def test_a_million_draws_match_the_exact_distribution(variance: Fraction) -> Non
 
 
 def test_blocks_of_integers_are_filled_evenly() -> None:
-    """What rejection decides: within a block, near integers are as likely as exp says, in either direction."""
+    """What rejection decides: within a block near integers are as likely as exp says, on either side of 0."""
     variance = Fraction(2072**2)
     drawn = DiscreteGaussian(variance).sample(DRAWS, entropy("blocks"))
     places = np.bincount(drawn & 15, minlength=16)

@@ -197,7 +197,8 @@ def report(result: Report, directory: str) -> None:
 def _guarantee(found: Guarantee) -> None:
     """Say what a level of differential privacy promises, and what it does not."""
     budget = f" of a budget of {found.budget:g}" if found.budget else ", without a budget"
-    least = f"; the least of a client's {min(found.clients):.2f}" if min(found.clients) < found.epsilon else ""
+    lowest = min(found.clients)
+    least = f"; the least of a client's {lowest:.2f}" if lowest < found.epsilon else ""
     out.print(
         f"\n{found.level}-level differential privacy: epsilon {found.epsilon:.2f}{budget} at delta "
         f"{found.delta:.1e}, for the run and for the worst client{least}",
@@ -205,8 +206,8 @@ def _guarantee(found: Guarantee) -> None:
         soft_wrap=True,
     )
     out.print(
-        f"noise {found.noise:.3g} times the clip of {found.clip:g}; accountant {found.accountant}; two worlds: "
-        f"{found.adjacency}; against {found.against}",
+        f"noise {found.noise:.3g} times the clip of {found.clip:g}; accountant {found.accountant}; two "
+        f"worlds: {found.adjacency}; against {found.against}",
         soft_wrap=True,
     )
     for each in found.not_covered:
