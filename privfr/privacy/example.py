@@ -14,7 +14,8 @@ Zhang 2019, arXiv 1908.10530). That this holds for what is really computed:
 Sensitivity. Gradients become whole numbers, in units of clip / 2^20, picture by picture and before they are
 added. Whole numbers add up without error, so a picture changes the sum by its own vector, of length at most
 R = 2^20 + sqrt(d) / 2, the second term for rounding; the variance is (noise R)^2, rounded up. The gradient of
-a picture must then be the same bits in whatever company it is computed: tests check our networks on the CPU.
+a picture must then be the same bits in whatever company it is computed, hence batches of always eight: tests
+check our networks on the CPU.
 
 Sampling. A picture is taken if 64 bits of keystream are below floor(q 2^64): with a probability of at most q,
 and less than 2^-64 below.
@@ -29,12 +30,13 @@ probability e^-s, densities of the discrete and of the rounded continuous Gaussi
 one's post-processing, differ by a factor within e^g, g = (2 sqrt(d s) + 2 s) / 24 v (Laurent & Massart 2000,
 lemma 1), so every step may add 2 g to epsilon: 2e-9 for noise 1, two million parameters and s = 50.
 
-Time. A step takes longer the more pictures it took; who can time the steps learns that number.
+Time. A step takes longer the more pictures it took; who can time the steps learns their eighth part.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +66,7 @@ Entropy = Callable[[int], bytes]
 
 # Whole numbers that a gradient of the length `clip` is long.
 _REACH = 1 << 20
-# Pictures whose gradients are held at once: sums of eight numbers up to 2^20 are exact in float32's 24 bits.
+# Pictures whose gradients are computed together: sums of eight numbers up to 2^20 are exact in float32.
 _TOGETHER = 8
 # Squares that are added in float32: their sum misses by less than 1024 / 2^24 of itself, a length by 3.1e-5.
 _BLOCK = 1024
@@ -208,11 +210,22 @@ def _gradients_apart(module: nn.Module) -> Iterator[None]:
 
 @cache
 def _opacus() -> Any:
-    """Opacus's hooks, taught our heads; imported late, since that takes a second."""
+    """Opacus's hooks, taught our heads and our memory order; imported late, since that takes a second."""
     from opacus.grad_sample import GradSampleHooks, register_grad_sampler
+    from opacus.grad_sample.conv import compute_conv_grad_sample
 
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # pictures need no gradient
     register_grad_sampler(list(HEADS.values()))(_head_gradients)
-    return GradSampleHooks
+
+    def convolution(layer: nn.Module, inputs: list[Tensor], pulls: Tensor) -> Any:
+        # Opacus 1.6 cuts windows out of memory as if it were contiguous: from channels-last pictures it takes
+        # wrong numbers, and some of the next picture's.
+        return compute_conv_grad_sample(layer, [inputs[0].contiguous()], pulls)
+
+    class Hooks(GradSampleHooks):  # type: ignore[misc]
+        GRAD_SAMPLERS = {**GradSampleHooks.GRAD_SAMPLERS, nn.Conv2d: convolution}  # noqa: RUF012
+
+    return Hooks
 
 
 class _Bare(nn.Module):
@@ -259,6 +272,9 @@ def _clipped_sum(
     total = torch.zeros(sum(parameter.numel() for parameter in trained), dtype=torch.float64, device=device)
     for start in range(0, len(taken), _TOGETHER):
         rows = taken[start : start + _TOGETHER]
+        count = len(rows)
+        # Always as many: batches of fewer go other ways through the processor, to other last bits.
+        rows = np.pad(rows, (0, _TOGETHER - count), mode="edge")
         images = pictures_of(faces, rows, training, generator).to(device)
         labels = torch.from_numpy(faces.labels[rows]).to(device)
         for parameter in trained:
@@ -266,16 +282,16 @@ def _clipped_sum(
         with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
             losses = method.loss(module, images, labels)
         losses.sum().backward()  # type: ignore[no-untyped-call]
-        total += _whole([_gradient(parameter, len(rows)) for parameter in trained], clip)
+        total += _whole([_gradient(parameter)[:count] for parameter in trained], clip)
     return total
 
 
-def _gradient(parameter: nn.Parameter, count: int) -> Tensor:
-    """Each example's gradient by one parameter: float32 [n, numbers]; zeros where it is not used."""
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Each example's gradient by one parameter: float32 [8, numbers]; zeros where it is not used."""
     found: Tensor | None = parameter.grad_sample  # type: ignore[attr-defined]
     if found is None:
-        return torch.zeros(count, parameter.numel(), device=parameter.device)
-    return found.detach().float().reshape(count, -1)
+        return torch.zeros(_TOGETHER, parameter.numel(), device=parameter.device)
+    return found.detach().float().reshape(_TOGETHER, -1)
 
 
 def _whole(gradients: list[Tensor], clip: float) -> Tensor:
