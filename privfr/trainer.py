@@ -145,7 +145,8 @@ class Learner:
     private: tensors that stay on the device, by name; empty before the first round.  optimiser: its state
     from round to round, for a training that is one whole; None for a fresh one each round.
     example: privacy of each picture, see `privfr.privacy.example`; None for none.  entropy: n -> n
-    unpredictable bytes, which `example` needs. With it training is secret, so no round repeats to the bit.
+    unpredictable bytes, which `example` needs; a round that is trained again is then another one, and is paid
+    for again. Its optimiser is always fresh.
     """
 
     client: int | str

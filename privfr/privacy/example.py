@@ -195,8 +195,8 @@ class _Noise:
 def _gradients_apart(module: nn.Module) -> Iterator[None]:
     """Let Opacus keep each example's gradient as `parameter.grad_sample`; leaves no trace in the module.
 
-    Its ghost clipping, which never holds them, is not faster here than eight at a time, and adds gradients up
-    within a convolution, whose rounding nobody bounds.
+    Its ghost clipping, which never holds them all, is no faster for `resnet` on a CPU, 1.4 times as fast for
+    `small`; but it adds gradients up within a convolution, where they cannot be made whole one by one.
     """
     hooks = _opacus()(module, loss_reduction="sum")
     try:

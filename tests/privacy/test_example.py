@@ -332,7 +332,6 @@ def test_a_gradient_that_is_not_finite_counts_as_nothing(bad: float) -> None:
 
 
 def test_noise_has_the_variance_that_is_booked_and_covers_every_weight() -> None:
-    """Also on steps that took nobody: no picture here has a gradient."""
     plan = ExampleLevel(clip=0.5, noise=1.5)
     entropy = Seeded(0)
     drawn = np.concatenate([moved(plan, with_canary(False), entropy, 10) for _ in range(100)])
@@ -340,8 +339,24 @@ def test_noise_has_the_variance_that_is_booked_and_covers_every_weight() -> None
     assert len(scaled) == 4800
     assert scaled.mean() == pytest.approx(0, abs=4 / math.sqrt(4800))
     assert scaled.std() == pytest.approx(1, rel=4 / math.sqrt(2 * 4800))
-    seldom = np.concatenate([moved(plan, with_canary(False, 400), entropy, 1) for _ in range(1)])
-    assert np.count_nonzero(seldom) == 48
+
+
+def test_a_step_that_took_nobody_is_one_of_pure_noise() -> None:
+    """One of twenty expected: a third of the steps take none, and each moves every weight."""
+    module, seen = Direct().build(2, 0), [np.zeros(48)]
+    fit_private(
+        module, Direct(), with_canary(False, 20), Training(batch=1, device="cpu", optimizer="sgd", epochs=2),
+        ExampleLevel(1.0, 1.0), lambda done: 1.0 if done < 0.5 else 0.5, Seeded(0),
+        stepped=lambda *step: seen.append(module.weight.detach().numpy().flatten().copy()),
+    )  # fmt: skip
+    assert len(seen) == 41
+    steps = np.diff(np.array(seen), axis=0)
+    assert np.count_nonzero(steps) == steps.size
+    # Without momentum and rate, what is left is the noise of one step, each time anew.
+    rates = np.repeat([1.0, 0.5], 20)[:, None]
+    fresh = steps / rates - 0.9 * np.vstack([np.zeros(48), (steps / rates)[:-1]])
+    assert fresh.std(1) == pytest.approx(np.ones(40), rel=0.45)
+    assert np.abs(np.corrcoef(fresh)[np.triu_indices(40, 1)]).max() < 0.7
 
 
 def test_the_canary_moves_the_weights_by_the_clip() -> None:
@@ -378,10 +393,10 @@ def test_without_noise_and_with_all_pictures_it_is_ordinary_training(
     start = flat(built(method))
     ordinary, private = built(method), built(method)
     fit(ordinary, method, faces, training, lambda done: 1e-3, torch.Generator())
-    fit_private(private, method, faces, training, ExampleLevel(1000.0, 0.0), lambda done: 1e-3, Seeded(0))
+    fit_private(private, method, faces, training, ExampleLevel(300.0, 0.0), lambda done: 1e-3, Seeded(0))
     one, other = flat(ordinary) - start, flat(private) - start
     assert float(torch.cosine_similarity(one, other, dim=0)) > likeness
-    assert float(one.norm()) == pytest.approx(float(other.norm()), rel=0.01)
+    assert float(one.norm()) == pytest.approx(float(other.norm()), rel=0.05)
 
 
 def test_it_learns(faces: Faces) -> None:
@@ -744,7 +759,7 @@ def test_the_sampled_discrete_gaussian_hides_as_the_continuous_does(multiplier: 
 TRIALS = 300
 
 
-def lower_bound(plan: ExampleLevel, batch: int, claimed_steps: int = 1, seed: int = 0) -> float:
+def lower_bound(plan: ExampleLevel, batch: int, seed: int = 0) -> float:
     """Epsilon that an attacker proves with 95 % confidence, who knows all but whether the canary was there.
 
     The score is the inner product of the update with the canary; the threshold half of what the canary is
