@@ -37,8 +37,10 @@ from privfr.faces.sources import load_faces
 from privfr.faces.verification import Roc, Verification, all_pairs_roc, evaluate
 from privfr.federation import Coordinator, Member, Policy, RoundReport, first_model, run_round
 from privfr.methods import method_of
+from privfr.privacy.accounting import noise_for
 from privfr.privacy.client import ClientLevel, calibrated
-from privfr.privacy.guard import Guarded, guarantees
+from privfr.privacy.example import ExampleLevel, steps_of
+from privfr.privacy.guard import ExampleBudget, Guarded, guarantees
 from privfr.privacy.ledger import Ledger
 from privfr.report import (
     ClientTrained,
@@ -158,6 +160,19 @@ def client_level(experiment: Experiment) -> ClientLevel | None:
         size=layout_of(method_of(experiment)).size,
         central=backend_named(federation.backend).central,
     )
+
+
+def example_budget(experiment: Experiment, pictures: int) -> ExampleBudget:
+    """What a client with so many pictures books for each round, with noise that the planned ones can afford."""
+    privacy, rounds = experiment.privacy, experiment.federation.rounds
+    rate, steps = steps_of(pictures, experiment.training)
+    noise = privacy.example_noise
+    if not noise:
+        # To two digits and up, which costs little noise, so that like clients share one calibration.
+        unit = 10 ** (math.floor(math.log10(rate)) - 1)
+        alike = min(1.0, math.ceil(rate / unit) * unit)
+        noise = noise_for(privacy.epsilon, privacy.delta, alike, steps * rounds, privacy.accountant)
+    return ExampleBudget((noise, rate, steps), privacy.epsilon or math.inf, privacy.delta, privacy.accountant)
 
 
 def _check(experiment: Experiment) -> None:
@@ -309,7 +324,12 @@ class _Run:
         if privacy.level == "none":
             return learner
         ledger = Ledger(self.place.client(client) / "privacy.jsonl")
-        self.guarded[client] = Guarded(learner, ledger, client_level(self.experiment))
+        budget = None
+        if privacy.example:
+            budget = example_budget(self.experiment, len(learner.faces))
+            learner.example = ExampleLevel(privacy.example_clip, budget.steps[0])
+            learner.entropy = secrets.token_bytes
+        self.guarded[client] = Guarded(learner, ledger, client_level(self.experiment), budget)
         return self.guarded[client]
 
     def _affordable(self, coordinator: Coordinator) -> bool:

@@ -37,12 +37,14 @@ class Method(Protocol):
     """What is learnt from faces.
 
     metrics: names of what `loss` averages report, in summand order.  discloses: what leaves the device
-    beside the shared tensors and metrics inside the sum; printed in every report.
+    beside the shared tensors and metrics inside the sum; printed in every report.  per_example: whether an
+    example's loss depends on that example alone, which example-level privacy needs.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     discloses: ClassVar[tuple[str, ...]]
+    per_example: ClassVar[bool]
 
     def build(self, identities: int, seed: int) -> nn.Module:
         """Make the module one client trains, the same for the same seed."""

@@ -40,6 +40,7 @@ class Supervised:
     name: ClassVar[str] = "supervised"
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     discloses: ClassVar[tuple[str, ...]] = ()
+    per_example: ClassVar[bool] = True
 
     def build(self, identities: int, seed: int) -> nn.Module:
         """Make a `FaceModel` with one head row per identity."""

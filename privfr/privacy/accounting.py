@@ -70,7 +70,11 @@ def rho_of_epsilon(epsilon: float, delta: float) -> float:
 
 def epsilon_of_steps(history: Iterable[Steps], delta: float, accountant: Accountant) -> float:
     """Compose steps of DP-SGD with Poisson sampling, adding or removing one example; 0.0 for none."""
-    steps = [each for each in _merged(history) if each[2]]
+    return _composed(tuple(each for each in _merged(history) if each[2]), delta, accountant)
+
+
+@lru_cache(maxsize=4096)
+def _composed(steps: tuple[Steps, ...], delta: float, accountant: Accountant) -> float:
     if not steps:
         return 0.0
     if any(not noise for noise, _, _ in steps):
@@ -78,7 +82,7 @@ def epsilon_of_steps(history: Iterable[Steps], delta: float, accountant: Account
     from opacus.accountants import create_accountant
 
     found = create_accountant(accountant)
-    found.history = steps
+    found.history = list(steps)
     return float(found.get_epsilon(delta))
 
 
@@ -92,6 +96,7 @@ def _merged(history: Iterable[Steps]) -> list[Steps]:
     return [(noise, rate, count) for (noise, rate), count in steps.items()]
 
 
+@lru_cache(maxsize=1024)
 def noise_for(epsilon: float, delta: float, rate: float, steps: int, accountant: Accountant) -> float:
     """Give the least noise multiplier, to a thousandth, whose steps stay within epsilon.
 

@@ -118,7 +118,9 @@ def _least(cost: Callable[[int], float], most: float) -> int:
     while cost(high) > most:
         high *= 2
         if high > 1 << 58:
-            raise InputError("privacy.epsilon: no noise that can be drawn is enough for it; raise it")
+            raise InputError(
+                "privacy.epsilon: no noise that can be drawn is enough; raise it, or lower privacy.client_clip"
+            )
     low = high // 2
     while high - low > max(1, high >> 24):
         middle = (low + high) // 2

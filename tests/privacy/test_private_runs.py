@@ -14,7 +14,7 @@ from tiny import TINY, experiment, write_people
 from privfr.errors import BudgetSpent, InputError
 from privfr.privacy.accounting import epsilon_of_rho
 from privfr.privacy.ledger import Ledger
-from privfr.report import Event, Notice, Report, RoundEnded
+from privfr.report import ClientTrained, Event, Notice, Report, RoundEnded
 from privfr.runs import resume, run
 
 PRIVATE = TINY | {"data.clients": 6, "data.test": 5, "privacy.level": "client", "privacy.corruption": 0.1}
@@ -56,18 +56,19 @@ def test_noise_is_fresh_in_every_run(people: Path, tmp_path: Path) -> None:
 
 
 class Interrupt:
-    """Break a run off, once, at its n-th event."""
+    """Break a run off, once, at the n-th step of a client's."""
 
     def __init__(self, at: int) -> None:
         self.left = at
 
     def __call__(self, event: Event) -> None:
-        self.left -= 1
+        self.left -= isinstance(event, ClientTrained)
         if self.left == 0:
+            self.left = -1
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("at", [12, 15, 18, 22, 27])
+@pytest.mark.parametrize("at", [1, 4, 6, 7, 11, 18])
 def test_an_interrupted_round_stays_paid(people: Path, tmp_path: Path, at: int) -> None:
     """And so there may be a round less in the end, never more noise-free rounds than the budget allows."""
     wanted = experiment(people, PRIVATE, federation__rounds=3, federation__backend="masking")
@@ -120,7 +121,7 @@ def test_a_round_that_loses_more_than_was_stated_has_no_sum(people: Path, tmp_pa
         ({"privacy.epsilon": 0.0}, r"privacy\.epsilon: 0 is no budget"),
         ({"privacy.corruption": 0.9, "federation.backend": "masking"}, r"privacy\.corruption: of 6 clients"),
         ({"privacy.client_clip": 1e-6}, r"privacy\.client_clip"),
-        ({"privacy.client_clip": 1e9}, r"noise"),
+        ({"privacy.client_clip": 3e3}, r"the noise"),
     ],
 )
 def test_a_privacy_that_cannot_be_is_refused_before_anything_is_done(
@@ -129,3 +130,29 @@ def test_a_privacy_that_cannot_be_is_refused_before_anything_is_done(
     with pytest.raises(InputError, match=message):
         run(experiment(people, PRIVATE | changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("level", ["example", "both"])
+def test_both_levels_are_reported_apart(people: Path, tmp_path: Path, level: str) -> None:
+    changes = {"privacy.level": level, "privacy.accountant": "rdp", "federation.backend": "masking"}
+    found = run(experiment(people, PRIVATE | changes), tmp_path / "run")
+    kinds = [each.level for each in found.privacy]
+    assert kinds == (["example"] if level == "example" else ["client", "example"])
+    example = found.privacy[-1]
+    assert 0 < example.epsilon <= 8.0 and len(example.clients) == 6
+    assert example.accountant == "rdp" and "one picture" in example.adjacency
+    assert found.final is not None and all(not each.metrics for each in found.rounds)
+    for ledger in ledgers(tmp_path / "run"):
+        _, rate, steps = ledger.steps[0]
+        assert (rate, steps, len(ledger.steps)) == (1.0, 1, 2)
+        assert (ledger.rho > 0) == (level == "both")
+    if level == "example":  # the weight is still the number of pictures
+        assert found.rounds[0].weight == 24
+
+
+def test_an_example_budget_ends_a_run_too(people: Path, tmp_path: Path) -> None:
+    base = PRIVATE | {"privacy.level": "example", "privacy.accountant": "rdp"}
+    two = run(experiment(people, base), tmp_path / "two")
+    more = base | {"privacy.example_noise": two.privacy[0].noise * 1.0001, "federation.rounds": 4}
+    found = run(experiment(people, more), tmp_path / "four")
+    assert len(found.rounds) == 2 and "round 3 of 4" in found.stopped
