@@ -163,7 +163,7 @@ def client_level(experiment: Experiment) -> ClientLevel | None:
 
 
 def example_budget(experiment: Experiment, pictures: int) -> ExampleBudget:
-    """What a client with so many pictures books for each round, with noise that the planned ones can afford."""
+    """What a client with so many pictures books for each round, with noise that makes them affordable."""
     privacy, rounds = experiment.privacy, experiment.federation.rounds
     rate, steps = steps_of(pictures, experiment.training)
     noise = privacy.example_noise

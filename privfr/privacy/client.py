@@ -119,7 +119,7 @@ def _least(cost: Callable[[int], float], most: float) -> int:
         high *= 2
         if high > 1 << 58:
             raise InputError(
-                "privacy.epsilon: no noise that can be drawn is enough; raise it, or lower privacy.client_clip"
+                "privacy.epsilon: no noise that can be drawn is enough; raise it or lower privacy.client_clip"
             )
     low = high // 2
     while high - low > max(1, high >> 24):

@@ -151,7 +151,7 @@ def moved(plan: ExampleLevel, faces: Faces, entropy: Any, batch: int, epochs: in
     [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (math.inf, 1.0), (1.0, -0.1), (1.0, 501.0), (1.0, math.nan)],
 )
 def test_a_plan_out_of_range_is_refused_in_one_line(clip: float, noise: float) -> None:
-    with pytest.raises(InputError, match=r"^privacy\.(clip|noise): .*between") as caught:
+    with pytest.raises(InputError, match=r"^privacy\.example_(clip|noise): .*between") as caught:
         ExampleLevel(clip, noise)
     assert "\n" not in str(caught.value)
 

@@ -22,7 +22,7 @@ PRIVATE = TINY | {"data.clients": 6, "data.test": 5, "privacy.level": "client", 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_people(tmp_path_factory.mktemp("data") / "people", identities=14)
+    return write_people(tmp_path_factory.mktemp("data") / "people", identities=11)
 
 
 def ledgers(directory: Path) -> list[Ledger]:
@@ -68,7 +68,7 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("at", [1, 4, 6, 7, 11, 18])
+@pytest.mark.parametrize("at", [1, 4, 6, 7, 11, 17])
 def test_an_interrupted_round_stays_paid(people: Path, tmp_path: Path, at: int) -> None:
     """And so there may be a round less in the end, never more noise-free rounds than the budget allows."""
     wanted = experiment(people, PRIVATE, federation__rounds=3, federation__backend="masking")
