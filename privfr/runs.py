@@ -337,6 +337,7 @@ class _Run:
         able = sum(each.affords for each in self.guarded.values())
         if not self.guarded or able >= coordinator.threshold:
             return True
+        self._state_privacy()
         self.report.stopped = (
             f"the privacy budget of {len(self.guarded) - able} of {len(self.guarded)} clients does not pay "
             f"for round {coordinator.round + 1} of {self.experiment.federation.rounds}"
@@ -351,6 +352,10 @@ class _Run:
         for each in self.guarded.values():
             if not outcome.failed:
                 each.settle(outcome.round, outcome.survivors)
+        self._state_privacy()
+
+    def _state_privacy(self) -> None:
+        """Say in the report what the ledgers say: also of rounds that were broken off."""
         if self.guarded:
             every = [self.guarded[client] for client in sorted(self.guarded)]
             self.report.privacy = guarantees(every, self.experiment.privacy, self.backend)
