@@ -85,9 +85,10 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a client trains between two messages, with a fresh optimiser each time.
 
-    decay: learning rate at the end of the run as a share of the first, reached along a half cosine.
-    flip: mirror half of the pictures.  shift: pixels a picture is moved by at most.  threads: computing
-    threads of one client, fixed, since the last bit of a sum depends on them.
+    decay: learning rate at the end of the run as a share of the first, reached along a half cosine. flip:
+    mirror half of the pictures.  shift: pixels a picture is moved by at most.  dropout: share of the features
+    before the embedding that are dropped, each picture's own.  threads: computing threads of one client,
+    fixed, since the last bit of a sum depends on them.
     """
 
     epochs: Positive = 1
@@ -98,6 +99,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
     flip: bool = True
     shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 1
+    dropout: Share = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive = 1
@@ -106,9 +108,9 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a network is trained in one place: the common start, and the centralised baseline.
 
-    epochs: on the public identities; 0 for a random start. The baseline takes as many as a client does in
-    all rounds.  weight_decay, shift, learning_rate, decay: as in `Training`.  margin: of the head, which it
-    rises to from 0 over the first `warmup` of the epochs.
+    epochs: on the public identities; 0 for a random start. The baseline takes as many as a client does in all
+    rounds.  weight_decay, shift, dropout, learning_rate, decay: as in `Training`.  margin: of the head, which
+    it rises to from 0 over the first `warmup` of the epochs.
     """
 
     epochs: Count = 0
@@ -117,6 +119,7 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     weight_decay: AtLeast0 = 0.0
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
     shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
+    dropout: Share = 0.0
     margin: AtLeast0 = 0.2
     warmup: Share = 0.3
 

@@ -60,7 +60,14 @@ from privfr.vector import Vector
 __all__ = ["resume", "run"]
 
 _SHOWN = 10  # skipped pictures named one by one
-_RECIPE = ("batch", "learning_rate", "weight_decay", "decay", "shift")  # what pretraining sets for itself
+_RECIPE = (
+    "batch",
+    "learning_rate",
+    "weight_decay",
+    "decay",
+    "shift",
+    "dropout",
+)  # what pretraining sets for itself
 
 
 def run(experiment: Experiment, directory: str | Path, observe: Observer = lambda event: None) -> Report:

@@ -1,6 +1,9 @@
-"""What one step of any training is made of: its pictures, moved and mirrored, and the optimiser."""
+"""What one step of any training is made of: its pictures, what is dropped of them, the optimiser."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -8,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privfr.experiment import Training
-from privfr.faces.backbones import to_tensor
+from privfr.faces.backbones import Features, to_tensor
 from privfr.faces.datasets import Faces
 
-__all__ = ["optimiser_of", "pictures_of"]
+__all__ = ["dropping", "optimiser_of", "pictures_of"]
 
 
 def pictures_of(
@@ -35,6 +38,19 @@ def optimiser_of(module: nn.Module, training: Training) -> torch.optim.Optimizer
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, fused=True)
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+
+
+@contextmanager
+def dropping(module: nn.Module, share: float, generator: torch.Generator) -> Iterator[None]:
+    """Drop this share of the features of a module's backbone, by the coins of a generator, until it ends."""
+    found = [layer for layer in module.modules() if isinstance(layer, Features)]
+    for layer in found:
+        layer.share, layer.generator = share, generator
+    try:
+        yield
+    finally:
+        for layer in found:
+            layer.share, layer.generator = 0.0, None
 
 
 def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from privfr.experiment import Training
 from privfr.faces.datasets import Faces
 from privfr.methods.base import Method
 from privfr.privacy.example import ExampleLevel, fit_private, start_private
-from privfr.stepping import optimiser_of, pictures_of
+from privfr.stepping import dropping, optimiser_of, pictures_of
 from privfr.vector import Layout, Update, Vector
 
 __all__ = ["Learner", "device_of", "fit", "layout_of", "learning_rate", "shared_vector"]
@@ -76,7 +76,10 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = rate(done / steps)
             images = pictures_of(faces, rows.numpy(), training, generator)
-            with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+            with (
+                torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"),
+                dropping(module, training.dropout, generator),
+            ):
                 losses = method.loss(module, images.to(device), labels[rows].to(device))
             optimiser.zero_grad()
             loss = losses.mean()

@@ -58,7 +58,7 @@ from privfr.experiment import Training
 from privfr.faces.datasets import Faces
 from privfr.faces.heads import HEADS
 from privfr.methods.base import Method
-from privfr.stepping import optimiser_of, pictures_of
+from privfr.stepping import dropping, optimiser_of, pictures_of
 
 __all__ = ["ExampleLevel", "fit_private", "start_private", "steps_of"]
 
@@ -140,8 +140,9 @@ def fit_private(
     sampling, steps = steps_of(len(faces), training)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     noise = _Noise(plan, sum(parameter.numel() for parameter in trained), entropy)
-    # Moving and mirroring need no keystream: what is promised holds for every way that each picture's coins
-    # may fall, if only they fall independently of the pictures. The seed is secret all the same.
+    # Moving, mirroring and dropping need no keystream: what is promised holds for every way that each
+    # picture's coins may fall, if only they fall independently of the pictures. The seed is secret all the
+    # same.
     generator = torch.Generator().manual_seed(int.from_bytes(entropy(8), "big") >> 1)
     optimiser = optimiser_of(module, training)
     module.train()
@@ -279,7 +280,10 @@ def _clipped_sum(
         labels = torch.from_numpy(faces.labels[rows]).to(device)
         for parameter in trained:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+        with (
+            torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"),
+            dropping(module, training.dropout, generator),
+        ):
             losses = method.loss(module, images, labels)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         total += _whole([_gradient(parameter)[:count] for parameter in trained], clip)
