@@ -37,6 +37,8 @@ Words = NDArray[np.uint64]
 # A standard deviation of so many blocks or fewer keeps the table in the processor's nearest cache.
 _BLOCKS = 256
 _CHUNK = 1 << 16
+# First bits by which a cell is looked up.
+_GUIDE = 13
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,32 @@ class DiscreteGaussian:
     def _draw(self, count: int, bits: _Bits) -> Whole:
         """Draw `count` candidates; gives those that are kept."""
         words = bits.words(count)
-        cells = np.searchsorted(self._table, words)  # the first threshold that is not below
+        cells = self._cells(words)
         for i in np.flatnonzero(self._table[cells] == words):
             cells[i] = self._cell(int(words[i]), bits)
         # Cells go outwards: block 0, -1, 1, -2, 2, ...
         blocks = np.where(cells & 1, -1, 1) * ((cells + 1) >> 1)
         return self._kept(blocks, bits.words(count), bits) if self._shift else blocks
+
+    def _cells(self, words: Words) -> NDArray[np.intp]:
+        """Find for each word the first threshold that is not below it.
+
+        From its first bits where it must be, or the one after; where thresholds lie closer, by bisection.
+        """
+        starts, crowded = self._guide
+        first = (words >> np.uint64(64 - _GUIDE)).astype(np.intp)
+        cells: NDArray[np.intp] = starts[first]
+        cells += self._table[cells] < words
+        among = np.flatnonzero(crowded[first])
+        cells[among] = np.searchsorted(self._table, words[among])
+        return cells
+
+    @cached_property
+    def _guide(self) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """For each value of the first bits: the first threshold from there on, and whether several follow."""
+        begins = np.arange(1 << _GUIDE, dtype=np.uint64) << np.uint64(64 - _GUIDE)
+        starts = np.searchsorted(self._table, begins)
+        return starts, np.diff(starts, append=len(self._table)) > 1
 
     def _cell(self, word: int, bits: _Bits) -> int:
         """Find the cell of a uniform number whose first 64 bits equal a threshold's."""

@@ -94,9 +94,8 @@ def test_each_draw_is_the_cell_in_which_the_uniform_number_lies(word: int, varia
         while reached + weights[cell] <= uniform * total:
             reached += weights[cell]
             cell += 1
-    table = noise._table
-    found = int(np.searchsorted(table, np.uint64(word)))
-    if int(table[found]) == word:
+    found = int(noise._cells(np.array([word], np.uint64))[0])
+    if int(noise._table[found]) == word:
         found = noise._cell(word, Fixed(int("01" * 32, 2)))
     assert found == cell
 
@@ -109,6 +108,15 @@ class Fixed:
 
     def word(self) -> int:
         return self._word
+
+
+@pytest.mark.parametrize("variance", VARIANCES, ids=lambda v: f"{float(v):.3g}")
+def test_cells_are_found_as_by_bisection(variance: Fraction) -> None:
+    noise = DiscreteGaussian(variance)
+    near = np.concatenate([noise._table, noise._table - np.uint64(1), noise._table[:-1] + np.uint64(1)])
+    firsts = np.arange(1 << discrete._GUIDE, dtype=np.uint64) << np.uint64(64 - discrete._GUIDE)
+    words = np.concatenate([near, firsts, firsts - np.uint64(1), discrete._Bits(bytes(32)).words(10**5)])
+    np.testing.assert_array_equal(noise._cells(words), np.searchsorted(noise._table, words))
 
 
 @pytest.mark.parametrize("variance", [Fraction(1), Fraction(2072**2)])
