@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import msgspec
@@ -220,7 +220,7 @@ class FixedPoint:
 
     def blur(self, lanes: Lanes, variance: int, entropy: Callable[[int], bytes]) -> Lanes:
         """Add discrete Gaussian noise to the vector's lanes, in place modulo 2^k; gives them back."""
-        drawn = DiscreteGaussian(Fraction(variance)).sample(self._padded, entropy)
+        drawn = _gaussian(variance).sample(self._padded, entropy)
         vector = lanes[self._head :]
         vector += drawn.astype(np.uint32)
         vector &= _mask(self.modulus_bits)
@@ -403,6 +403,12 @@ class FixedPoint:
         found = self._signs[start // 8 : -(-(start + count) // 8)]
         bits = np.unpackbits(found, count=count, bitorder="little")
         return np.float32(1) - np.float32(2) * bits.astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _gaussian(variance: int) -> DiscreteGaussian:
+    """Keep its tables: every client of every round draws from the same."""
+    return DiscreteGaussian(Fraction(variance))
 
 
 class _Rounding:
