@@ -38,7 +38,7 @@ Words = NDArray[np.uint64]
 _BLOCKS = 256
 _CHUNK = 1 << 16
 # First bits by which a cell is looked up.
-_GUIDE = 13
+_FIRST = 16
 
 
 @dataclass(frozen=True)
@@ -83,33 +83,57 @@ class DiscreteGaussian:
 
     def _draw(self, count: int, bits: _Bits) -> Whole:
         """Draw `count` candidates; gives those that are kept."""
+        cells = self._cells(bits.words(count), bits)
+        places = self._bases[cells]
+        if not self._shift:
+            return places
         words = bits.words(count)
-        cells = self._cells(words)
-        for i in np.flatnonzero(self._table[cells] == words):
-            cells[i] = self._cell(int(words[i]), bits)
-        # Cells go outwards: block 0, -1, 1, -2, 2, ...
-        blocks = np.where(cells & 1, -1, 1) * ((cells + 1) >> 1)
-        return self._kept(blocks, bits.words(count), bits) if self._shift else blocks
+        places += (words & np.uint64((1 << self._shift) - 1)).astype(np.int64)
+        draws = words >> np.uint64(32)
+        keep = draws < self._safe[cells]
+        doubtful = np.flatnonzero(~keep)
+        keep[doubtful] = self._kept(places[doubtful], draws[doubtful], bits)
+        kept: Whole = places[keep]
+        return kept
 
-    def _cells(self, words: Words) -> NDArray[np.intp]:
-        """Find for each word the first threshold that is not below it.
+    def _cells(self, words: Words, bits: _Bits) -> NDArray[np.intp]:
+        """Find for each uniform number, of which 64 bits are drawn, the first threshold that is above it.
 
-        From its first bits where it must be, or the one after; where thresholds lie closer, by bisection.
+        By its first bits, where no threshold begins with the same.
         """
-        starts, crowded = self._guide
-        first = (words >> np.uint64(64 - _GUIDE)).astype(np.intp)
-        cells: NDArray[np.intp] = starts[first]
-        cells += self._table[cells] < words
-        among = np.flatnonzero(crowded[first])
+        cells: NDArray[np.intp] = self._direct[words >> np.uint64(64 - _FIRST)]
+        among = np.flatnonzero(cells < 0)
         cells[among] = np.searchsorted(self._table, words[among])
+        for i in among[self._table[cells[among]] == words[among]]:
+            cells[i] = self._cell(int(words[i]), bits)
         return cells
 
     @cached_property
-    def _guide(self) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """For each value of the first bits: the first threshold from there on, and whether several follow."""
-        begins = np.arange(1 << _GUIDE, dtype=np.uint64) << np.uint64(64 - _GUIDE)
-        starts = np.searchsorted(self._table, begins)
-        return starts, np.diff(starts, append=len(self._table)) > 1
+    def _direct(self) -> NDArray[np.intp]:
+        """For each value of the first bits the cell of all numbers that begin so, -1 if they have several."""
+        spare = np.uint64(64 - _FIRST)
+        begins = np.arange(1 << _FIRST, dtype=np.uint64) << spare
+        cells = np.searchsorted(self._table, begins)
+        ends = np.searchsorted(self._table, begins | np.uint64((1 << (64 - _FIRST)) - 1), side="right")
+        return np.where(cells == ends, cells, -1)
+
+    @cached_property
+    def _bases(self) -> Whole:
+        """Lowest place of each cell's block. Cells go outwards: block 0, -1, 1, -2, 2, ..."""
+        cells = np.arange(len(self._table))
+        bases: Whole = np.where(cells & 1, -1, 1) * ((cells + 1) >> 1) << self._shift
+        return bases
+
+    @cached_property
+    def _safe(self) -> Words:
+        """For each cell a number below 2^32: with draws below it all places of the block are kept."""
+        last = (1 << self._shift) - 1
+        found = []
+        for base in self._bases.tolist():
+            near, far = (base, base + last) if base >= 0 else (-base - last, -base)
+            twice = 2 * int(self.variance)
+            found.append(max(0, (1 << 32) + (((near - far) * (near + far)) << 32) // twice))
+        return np.array(found, np.uint64)
 
     def _cell(self, word: int, bits: _Bits) -> int:
         """Find the cell of a uniform number whose first 64 bits equal a threshold's."""
@@ -121,34 +145,29 @@ class DiscreteGaussian:
             if thresholds[cell] != word:
                 return cell
 
-    def _kept(self, blocks: Whole, words: Words, bits: _Bits) -> Whole:
-        """Place each candidate in its block; gives those that are kept, with probability exp(-D / 2v).
+    def _kept(self, places: Whole, draws: Words, bits: _Bits) -> NDArray[np.bool_]:
+        """Tell which places are kept: with probability exp(-D / 2v), by uniform numbers of 32 bits so far.
 
-        D = x^2 - peak^2, the peak being the block's place nearest to 0. With c in 2^-32ths, 1 - c <= exp(-c)
-        <= 1 - c + c^2/2 decides all but a few in 64-bit integers.
+        D = x^2 - peak^2, the peak being the place of its block that is nearest to 0. With c = D / 2v in
+        2^-32ths, 1 - c <= exp(-c) <= 1 - c + c^2/2 decides all but a few in 64-bit integers.
         """
-        width = 1 << self._shift
-        places = (blocks << self._shift) + (words & np.uint64(width - 1)).astype(np.int64)
-        peaks = np.where(blocks < 0, ~((blocks + 1) << self._shift) + 2, blocks << self._shift)
+        blocks = places >> self._shift
+        peaks = np.where(blocks < 0, (~blocks << self._shift) + 1, blocks << self._shift)
         sizes = np.abs(places)
         excess = (sizes - peaks) * (sizes + peaks)
         twice = 2 * int(self.variance)
         spare = max(0, twice.bit_length() - 31)
         unit = np.uint64(twice >> spare)
         cut = np.minimum(excess >> spare, 1 << 31).astype(np.uint64)
-        one, half = np.uint64(1), np.uint64(32)
+        one, half, whole = np.uint64(1), np.uint64(32), np.uint64(1 << 32)
         above = ((cut + one) << half) // unit + one
         below = (cut << half) // (unit + one)
-        draws = words >> half
-        whole = np.uint64(1 << 32)
-        keep = draws + above < whole
+        keep: NDArray[np.bool_] = draws + above < whole
         capped = np.minimum(above, whole - one)
         square = capped * capped >> np.uint64(33)
-        unsure = ~keep & (draws + below < whole + square + one)
-        for i in np.flatnonzero(unsure):
+        for i in np.flatnonzero(~keep & (draws + below < whole + square + one)):
             keep[i] = _below_exponential(int(draws[i]), int(excess[i]), twice, bits)
-        kept: Whole = places[keep]
-        return kept
+        return keep
 
 
 class _Bits:

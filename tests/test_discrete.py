@@ -94,9 +94,7 @@ def test_each_draw_is_the_cell_in_which_the_uniform_number_lies(word: int, varia
         while reached + weights[cell] <= uniform * total:
             reached += weights[cell]
             cell += 1
-    found = int(noise._cells(np.array([word], np.uint64))[0])
-    if int(noise._table[found]) == word:
-        found = noise._cell(word, Fixed(int("01" * 32, 2)))
+    found = int(noise._cells(np.array([word], np.uint64), Fixed(int("01" * 32, 2)))[0])  # type: ignore[arg-type]
     assert found == cell
 
 
@@ -113,10 +111,26 @@ class Fixed:
 @pytest.mark.parametrize("variance", VARIANCES, ids=lambda v: f"{float(v):.3g}")
 def test_cells_are_found_as_by_bisection(variance: Fraction) -> None:
     noise = DiscreteGaussian(variance)
-    near = np.concatenate([noise._table, noise._table - np.uint64(1), noise._table[:-1] + np.uint64(1)])
-    firsts = np.arange(1 << discrete._GUIDE, dtype=np.uint64) << np.uint64(64 - discrete._GUIDE)
+    near = np.concatenate([noise._table - np.uint64(1), noise._table[:-1] + np.uint64(1)])
+    firsts = np.arange(1 << discrete._FIRST, dtype=np.uint64) << np.uint64(64 - discrete._FIRST)
     words = np.concatenate([near, firsts, firsts - np.uint64(1), discrete._Bits(bytes(32)).words(10**5)])
-    np.testing.assert_array_equal(noise._cells(words), np.searchsorted(noise._table, words))
+    words = words[~np.isin(words, noise._table)]
+    np.testing.assert_array_equal(
+        noise._cells(words, discrete._Bits(bytes(32))), np.searchsorted(noise._table, words)
+    )
+
+
+@pytest.mark.parametrize("variance", [v for v in VARIANCES if v > 2**16 - 1])
+def test_what_is_kept_unseen_would_be_kept_by_exp(variance: Fraction) -> None:
+    """At the least likely place of each block: the largest draw below the bound is below the exponential."""
+    noise = DiscreteGaussian(variance)
+    width = 1 << noise._shift
+    for base, safe in zip(noise._bases.tolist()[::37], noise._safe.tolist()[::37], strict=True):
+        near, far = (base, base + width - 1) if base >= 0 else (-base - width + 1, -base)
+        with mpmath.workdps(60):
+            chance = mpmath.exp(-mpmath.mpf(far**2 - near**2) / (2 * int(variance)))
+            assert mpmath.mpf(safe) / 2**32 <= chance
+            assert chance - mpmath.mpf(safe) / 2**32 < 0.01 or not safe
 
 
 @pytest.mark.parametrize("variance", [Fraction(1), Fraction(2072**2)])
@@ -152,7 +166,7 @@ def test_the_quick_bounds_never_contradict_the_exact_comparison() -> None:
     chance = np.exp(-(places.astype(float) ** 2 - peaks.astype(float) ** 2) / (2 * 2072.0**2))
     for nudge in (-40, -3, 3, 40):
         high = np.clip(np.round(chance * 2**32) + nudge, 0, 2**32 - 1).astype(np.uint64)
-        kept = noise._kept(blocks, (high << np.uint64(32)) | low, discrete._Bits(bytes(32)))
+        kept = places[noise._kept(places, high, discrete._Bits(bytes(32)))]
         sure = np.abs((high.astype(float) + 0.5) / 2**32 - chance) > 2**-32
         expected = places[sure & ((high.astype(float) + 0.5) / 2**32 < chance)]
         assert set(expected) <= set(kept)
