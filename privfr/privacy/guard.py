@@ -122,11 +122,16 @@ def guarantees(guarded: Sequence[Guarded], privacy: Privacy, backend: Backend) -
     return found
 
 
+_BOTH = (
+    "other runs over the same people, whose epsilons add up",
+    "settings that were chosen by looking at results for the same people",
+)
 _CLIENT = {
     "adjacency": "one client's updates replaced by zeros; who takes part is public",
     "not_covered": (
         "who takes part, and when",
-        "settings that were chosen by looking at results for the same people",
+        "a person who is on several clients",
+        *_BOTH,
     ),
 }
 _EXAMPLE = {
@@ -135,7 +140,7 @@ _EXAMPLE = {
     "not_covered": (
         "how many pictures and how many identities a client has",
         "all pictures of a person together, which the client level is for",
-        "settings that were chosen by looking at results for the same people",
+        *_BOTH,
     ),
 }
 
