@@ -146,7 +146,7 @@ class Learner:
 
     rounds: how many are planned, for the learning rate's course.  seed, client: name its random streams.
     private: tensors that stay on the device, by name; empty before the first round.  frozen: those that are
-    not trained, by name; the seed's where they are not given.  optimiser: its state from round to round, for
+    not trained, by name; every one of them.  optimiser: its state from round to round, for
     a training that is one whole; None for a fresh one each round.
     example: privacy of each picture, see `privfr.privacy.example`; None for none.  entropy: n -> n
     unpredictable bytes, which `example` needs; a round that is trained again is then another one, and is paid
@@ -223,6 +223,10 @@ class Learner:
             _workspace.initial = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
             _workspace.key = key
         module: nn.Module = _workspace.module
+        if missing := {name for name in _workspace.initial if self.method.frozen(name)} - set(self.frozen):
+            raise LocalProtocolError(
+                f"a learner was not given the frozen {min(missing)}, and would make it up"
+            )
         shared = {name: torch.from_numpy(array) for name, array in self.layout.restore(model).items()}
         module.load_state_dict({**_workspace.initial, **self.frozen, **shared, **self.private})
         if self.example is None:

@@ -17,7 +17,8 @@ from tiny import WHOLE, differing, experiment, facts, models, write_noise, write
 from torch import nn
 
 from privfr.backends import backend
-from privfr.errors import InputError, PolicyRefused
+from privfr.directory import RunDirectory
+from privfr.errors import InputError, LocalProtocolError, PolicyRefused
 from privfr.faces.backbones import BACKBONES, to_tensor
 from privfr.faces.datasets import Faces, load_folder
 from privfr.faces.recogniser import Recogniser, embed
@@ -325,6 +326,34 @@ def test_a_learner_trains_the_part_beside_what_it_was_given(part: str, faces: Fa
     assert grads == set(ours.frozen)
     for name, tensor in ours.frozen.items():
         assert torch.equal(module.state_dict()[name], tensor), name
+
+
+@every_part
+def test_a_learner_makes_no_frozen_tensor_up(part: str, faces: Faces) -> None:
+    found = Part(method(part), 0, pretrained(7))
+    one = learner(found, faces)
+    name = max(one.frozen)
+    one.frozen = {each: tensor for each, tensor in one.frozen.items() if each != name}
+    with pytest.raises(LocalProtocolError, match=name):
+        one.learn(found.start, 0)
+
+
+@every_part
+def test_a_run_trains_beside_the_pretrained_network(
+    part: str, people: Path, runs: dict[str, tuple[Path, Report]]
+) -> None:
+    """What a client made alone can be made again from the pretrained model's file."""
+    directory, experiment = runs[part][0], wanted(people, part)
+    parts = RunDirectory(directory).split()
+    found = Part(method_of(experiment), 0, Recogniser.load(directory / "models/pretrained.safetensors"))
+    faces = parts.faces_of(load_folder(people, (64, 64)), 0)
+    one = Learner(0, found.method, faces, experiment.training, found.layout, 2, 0, frozen=found.frozen)
+    model = found.start
+    for round in range(2):
+        model = model + one.learn(model, round).vector
+    made = Recogniser.load(directory / "clients/0000/individual.safetensors").tensors()
+    again = found.recogniser(model).tensors()
+    assert all(np.array_equal(again[name], made[name]) for name in made)
 
 
 @every_part
