@@ -29,6 +29,7 @@ __all__ = [
     "Method",
     "Model",
     "Pretraining",
+    "Trainable",
     "Training",
     "load_experiment",
     "parse_value",
@@ -70,9 +71,14 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     dim: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
 
 
+Trainable = Literal["all", "last", "adapter", "norms"]
+
+
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is learnt from a client's faces, and with which head. restart: give the head new class means
-    at the start of every round instead of keeping it.
+    at the start of every round instead of keeping it.  trainable: part of the network that clients train and
+    share: "last", its last linear layer; "adapter", a low-rank residual of this rank on the embedding;
+    "norms", the gains and biases of its GroupNorms. The rest stays as it was pretrained.
     """
 
     name: str = "supervised"
@@ -80,6 +86,8 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     scale: Above0 = 30.0
     margin: AtLeast0 = 0.35
     restart: bool = False
+    trainable: Trainable = "all"
+    rank: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

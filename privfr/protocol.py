@@ -101,8 +101,8 @@ class RoundSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     run: 16 random bytes naming the run.  clients: the roster, ascending.  threshold: fewest survivors
     for which there is an aggregate.  metrics: names, in summand order.  size: numbers in the shared
-    vector.  layout, model, config: BLAKE2b-256 of the vector's layout, of the model trained from, and
-    of the experiment.
+    vector.  layout, model, config: BLAKE2b-256 of the vector's layout (see `Layout.committed`), of the model
+    trained from, and of the experiment.
     """
 
     run: bytes

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from privfr.backends import backend as backend_named
@@ -34,9 +34,10 @@ from privfr.faces.datasets import Faces
 from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
 from privfr.faces.sources import load_faces
-from privfr.faces.verification import Roc, Verification, all_pairs_roc, evaluate
+from privfr.faces.verification import Verification, evaluate
 from privfr.federation import Coordinator, Member, Policy, RoundReport, first_model, run_round
 from privfr.methods import method_of
+from privfr.models import Part, judged
 from privfr.privacy.accounting import noise_for
 from privfr.privacy.client import ClientLevel, calibrated
 from privfr.privacy.example import ExampleLevel, steps_of
@@ -54,7 +55,7 @@ from privfr.report import (
     Stage,
 )
 from privfr.storage import write_atomic
-from privfr.trainer import Learner, device_of, layout_of, shared_vector
+from privfr.trainer import Learner, device_of, layout_of
 from privfr.vector import Vector
 
 __all__ = ["resume", "run"]
@@ -241,6 +242,7 @@ class _Run:
         self.method = method_of(experiment)
         self.backend = backend_named(experiment.federation.backend)
         self.layout = layout_of(self.method)
+        self.whole = Part(replace(self.method, trainable="all"), experiment.seed)
         # A loss in clear would tell of pictures what no epsilon accounts for.
         self.metrics = () if experiment.privacy.level != "none" else self.method.metrics
         self.guarded: dict[int, Guarded] = {}
@@ -264,14 +266,20 @@ class _Run:
 
     def _untrained(self) -> None:
         if self.report.untrained is None:
-            self.report.untrained = self._publish("untrained", self._initial())
+            self.report.untrained = self._publish("untrained", self.whole.recogniser(self.whole.start))
 
     def _pretrain(self) -> None:
         epochs = self.experiment.pretraining.epochs
         if self.report.pretrained is None and epochs:
             assert self.public is not None
-            model = self._in_one_place("pretraining", self.public, epochs, self._initial())
-            self.report.pretrained = self._publish("pretrained", model)
+            model = self._in_one_place("pretraining", self.whole, self.public, epochs)
+            self.report.pretrained = self._publish("pretrained", self.whole.recogniser(model))
+
+    @cached_property
+    def part(self) -> Part:
+        """What federation and baselines train, all from one start: the pretrained model if there is one."""
+        pretrained = Recogniser.load(self.place.model("pretrained")) if self.report.pretrained else None
+        return Part(self.method, self.experiment.seed, pretrained)
 
     def _federate(self) -> None:
         rounds, done = self.experiment.federation.rounds, len(self.report.rounds)
@@ -279,25 +287,27 @@ class _Run:
             return
         momentum = self.experiment.federation.momentum
         found = Checkpoint.load(self._shared(done)) if done else None
-        model = found.model if found else first_model(self._start(), momentum)
+        model = found.model if found else first_model(self.part.start, momentum)
         coordinator, members = self._federation(model, done)
         self.place.forget(done - 1)
         engine = self._engine(members)
         self._observe(Stage("federated", done, rounds))
         while coordinator.round < rounds and self._affordable(coordinator):
             self._round(coordinator, engine, members)
-        self.report.final = self._publish("federated", self._held(coordinator, members)[: self.layout.size])
+        final = self._held(coordinator, members)[: self.layout.size]
+        self.report.final = self._publish("federated", self.part.recogniser(final))
 
     def _individual(self) -> None:
         """Every client alone, from the same start, for as many steps: what it has without the others."""
         if self.report.individual is not None:
             return
-        rounds, start, total = self.experiment.federation.rounds, self._start(), len(self.clients)
+        rounds, total, part = self.experiment.federation.rounds, len(self.clients), self.part
 
         def train(client: int) -> float:
-            learner = self._learner(client, self.clients[client], self.experiment.training, rounds)
-            model = self._alone("", learner, start, self.place.client(client) / "training.safetensors")
-            own, curve, _ = self._judged(model)
+            learner = self._learner(client, part, self.clients[client], self.experiment.training, rounds)
+            model = self._alone("", learner, part.start, self.place.client(client) / "training.safetensors")
+            own = part.recogniser(model)
+            curve, _ = judged(own, self.test)
             own.save(self.place.client(client) / "individual.safetensors", private=True)
             return curve.eer
 
@@ -320,8 +330,8 @@ class _Run:
         if self.report.centralised is not None:
             return
         epochs = self.experiment.federation.rounds * self.experiment.training.epochs
-        model = self._in_one_place("centralised", _together(self.clients), epochs, self._start())
-        self.report.centralised = self._publish("centralised", model)
+        model = self._in_one_place("centralised", self.part, _together(self.clients), epochs)
+        self.report.centralised = self._publish("centralised", self.part.recogniser(model))
 
     # Privacy
 
@@ -391,7 +401,7 @@ class _Run:
         for client, member in members.items():
             write_atomic(self._private(client, done), member.learner.save(), private=True)
         torch.set_num_threads(self.experiment.engine.cores)
-        eer = self._judged(model[: self.layout.size])[1].eer
+        eer = judged(self.part.recogniser(model[: self.layout.size]), self.test)[0].eer
         self.report.rounds.append(outcome)
         self.report.eer.append(eer)
         self.place.commit(self.report)
@@ -423,7 +433,8 @@ class _Run:
         parameters = _parameters(experiment)
         members = {}
         for client in roster:
-            learner = self._learner(client, self.clients[client], experiment.training, federation.rounds)
+            faces = self.clients[client]
+            learner = self._learner(client, self.part, faces, experiment.training, federation.rounds)
             if done:
                 self._restore(learner, self._private(client, done))
             members[client] = Member(
@@ -431,7 +442,7 @@ class _Run:
                 backend=self.backend,
                 keyring=keyrings[client],
                 learner=self._guarded(learner, client),
-                layout=self.layout.digest,
+                layout=self.part.digest,
                 config=experiment.digest(),
                 metrics=self.metrics,
                 entropy=secrets.token_bytes,
@@ -446,7 +457,7 @@ class _Run:
             keyring=keyring,
             roster=roster,
             threshold=federation.threshold,
-            layout=self.layout.digest,
+            layout=self.part.digest,
             config=experiment.digest(),
             metrics=self.metrics,
             model=model,
@@ -476,30 +487,30 @@ class _Run:
 
     # Training in one place
 
-    def _learner(self, who: int | str, faces: Faces, training: Training, rounds: int) -> Learner:
+    def _learner(self, who: int | str, part: Part, faces: Faces, training: Training, rounds: int) -> Learner:
         def stepped(done: int, total: int, loss: float) -> None:
             if self._stop:
                 raise KeyboardInterrupt
             self.watch(ClientTrained(str(who), done, total, loss))
 
-        experiment = self.experiment
         return Learner(
-            who, self.method, faces, training, self.layout, rounds, experiment.seed, stepped=stepped
-        )
+            who, part.method, faces, training, part.layout, rounds, self.experiment.seed,
+            frozen=part.frozen, stepped=stepped,
+        )  # fmt: skip
 
-    def _in_one_place(self, stage: str, faces: Faces, epochs: int, start: Vector) -> Vector:
+    def _in_one_place(self, stage: str, part: Part, faces: Faces, epochs: int) -> Vector:
         """Train on pictures that lie together, an epoch a round, as one continuous training."""
         wanted, cores = self.experiment.pretraining, self.experiment.engine.cores
         shared = {name: getattr(wanted, name) for name in _RECIPE}
         training = msgspec.structs.replace(self.experiment.training, epochs=1, threads=cores, **shared)
-        learner = self._learner(stage, faces, training, epochs)
+        learner = self._learner(stage, part, faces, training, epochs)
         learner.optimiser = {}
 
         def raise_margin(epoch: int) -> None:
             reached = min(1.0, epoch / (wanted.warmup * epochs)) if wanted.warmup else 1.0
-            learner.method = replace(self.method, margin=wanted.margin * reached)
+            learner.method = replace(part.method, margin=wanted.margin * reached)
 
-        return self._alone(stage, learner, start, self.place.model(f"{stage}-state"), raise_margin)
+        return self._alone(stage, learner, part.start, self.place.model(f"{stage}-state"), raise_margin)
 
     def _alone(
         self,
@@ -527,40 +538,10 @@ class _Run:
         """Have every training in a worker end at its next step."""
         self._stop = True
 
-    # Models and measures
-
-    def _initial(self) -> Vector:
-        return shared_vector(self.method.build(1, self.experiment.seed), self.method, self.layout)
-
-    def _start(self) -> Vector:
-        """Where federation and baselines all start: the pretrained model if there is one."""
-        return self._initial() if self.report.pretrained is None else self._read("pretrained")
-
-    def _read(self, name: str) -> Vector:
-        tensors = Recogniser.load(self.place.model(name)).tensors()
-        return self.layout.flatten({f"backbone.{key}": value for key, value in tensors.items()})
-
-    def _recogniser(self, model: Vector) -> Recogniser:
-        found = Recogniser.new(self.method.backbone, self.method.size, self.method.dim)
-        tensors = self.layout.restore(model)
-        found.load_tensors({key.removeprefix("backbone."): value for key, value in tensors.items()})
-        return found
-
-    def _judged(self, model: Vector) -> tuple[Recogniser, Roc, NDArray[np.float32]]:
-        """Compare all pairs of test pictures: the recogniser with its thresholds, the ROC, the embeddings."""
-        found = self._recogniser(model)
-        embeddings = found.embed(self.test.images)
-        try:
-            curve = all_pairs_roc(embeddings, self.test.labels)
-        except InputError as error:  # an embedding that is zero or not a number
-            raise InputError(f"the model has diverged ({error}); lower training.learning_rate") from None
-        found.thresholds = {far: curve.threshold_at(float(far)) for far in curve.tar_at_far_table()}
-        return found, curve, embeddings
-
-    def _publish(self, name: str, model: Vector) -> Verification:
+    def _publish(self, name: str, found: Recogniser) -> Verification:
         """Measure a model on the test identities and write it."""
         torch.set_num_threads(self.experiment.engine.cores)
-        found, _, embeddings = self._judged(model)
+        _, embeddings = judged(found, self.test)
         found.about = {"run": self.report.run, "model": name}
         found.save(self.place.model(name))
         measured = evaluate(embeddings, self.test.labels, self.experiment.seed)

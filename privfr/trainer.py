@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from privfr.errors import InputError, LocalProtocolError
 from privfr.experiment import Training
 from privfr.faces.datasets import Faces
-from privfr.methods.base import Method
+from privfr.methods.base import Method, is_private
 from privfr.privacy.example import ExampleLevel, fit_private, start_private
 from privfr.stepping import dropping, optimiser_of, pictures_of
 from privfr.vector import Layout, Update, Vector
@@ -111,19 +111,19 @@ def _take_up(optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None
         optimiser.state[like][kind] = held.copy_(value)
 
 
-def _shared_state(module: nn.Module, method: Method, shared: bool) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in module.state_dict().items() if method.shared(name) is shared}
+def _shared_state(module: nn.Module, method: Method) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in module.state_dict().items() if method.shared(name)}
 
 
 def layout_of(method: Method) -> Layout:
     """Layout of the tensors that a method shares."""
-    state = _shared_state(method.build(1, 0), method, True)
+    state = _shared_state(method.build(1, 0), method)
     return Layout(tuple(state), tuple(tuple(tensor.shape) for tensor in state.values()))
 
 
 def shared_vector(module: nn.Module, method: Method, layout: Layout) -> Vector:
     """Copy a module's shared tensors into one vector, float32 [size]."""
-    state = _shared_state(module, method, True)
+    state = _shared_state(module, method)
     return layout.flatten({name: tensor.detach().cpu().numpy() for name, tensor in state.items()})
 
 
@@ -145,8 +145,9 @@ class Learner:
     """One client's training: its faces, its private tensors, and the method.
 
     rounds: how many are planned, for the learning rate's course.  seed, client: name its random streams.
-    private: tensors that stay on the device, by name; empty before the first round.  optimiser: its state
-    from round to round, for a training that is one whole; None for a fresh one each round.
+    private: tensors that stay on the device, by name; empty before the first round.  frozen: those that are
+    not trained, by name; every one of them.  optimiser: its state from round to round, for
+    a training that is one whole; None for a fresh one each round.
     example: privacy of each picture, see `privfr.privacy.example`; None for none.  entropy: n -> n
     unpredictable bytes, which `example` needs; a round that is trained again is then another one, and is paid
     for again. Its optimiser is always fresh.
@@ -160,6 +161,7 @@ class Learner:
     rounds: int
     seed: int
     private: dict[str, Tensor] = field(default_factory=dict)
+    frozen: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Tensor] | None = None
     stepped: Callable[[int, int, float], None] | None = None
     example: ExampleLevel | None = None
@@ -180,8 +182,11 @@ class Learner:
             return ramp * learning_rate(self.training.learning_rate, self.training.decay, progress)
 
         metrics = self._train(module, round, rate)
-        private = _shared_state(module, self.method, False)
-        self.private = {name: tensor.detach().cpu().clone() for name, tensor in private.items()}
+        self.private = {
+            name: tensor.detach().cpu().clone()
+            for name, tensor in module.state_dict().items()
+            if is_private(self.method, name)
+        }
         vector = shared_vector(module, self.method, self.layout) - model
         return Update(vector, float(len(self.faces)), metrics)
 
@@ -205,19 +210,25 @@ class Learner:
     def _module(self, model: Vector) -> nn.Module:
         """Take this worker's module of the right shape, and make it this client's at the round's start.
 
-        Every tensor is set, from the model, the private ones or the first day's: nothing of the client served
-        before may linger (the released FedFace code forgets this).
+        Every tensor is set, from the model, the frozen and private ones or the first day's: nothing of the
+        client served before may linger (the released FedFace code forgets this).
         """
         device = device_of(self.training.device)
         key = (self.method, len(self.faces.names), self.seed, device)
         if getattr(_workspace, "key", None) != key:
             fresh = self.method.build(len(self.faces.names), self.seed)
+            for name, parameter in fresh.named_parameters():
+                parameter.requires_grad_(not self.method.frozen(name))
             _workspace.module = fresh.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             _workspace.initial = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
             _workspace.key = key
         module: nn.Module = _workspace.module
+        if missing := {name for name in _workspace.initial if self.method.frozen(name)} - set(self.frozen):
+            raise LocalProtocolError(
+                f"a learner was not given the frozen {min(missing)}, and would make it up"
+            )
         shared = {name: torch.from_numpy(array) for name, array in self.layout.restore(model).items()}
-        module.load_state_dict({**_workspace.initial, **shared, **self.private})
+        module.load_state_dict({**_workspace.initial, **self.frozen, **shared, **self.private})
         if self.example is None:
             self.method.start(module, self.faces, not self.private)
         elif not self.private:

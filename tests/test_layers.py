@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "privacy",
         "stepping",
     },
+    "models": {"errors", "vector", "faces", "methods", "trainer"},
     "evaluation": {"errors", "storage", "faces"},
     "report": {"errors", "storage", "experiment", "faces", "federation", "privacy"},
     "directory": {"errors", "storage", "vector", "experiment", "faces", "federation", "report"},

@@ -46,6 +46,9 @@ def command(
     backbone: Annotated[Text, typer.Option(help="small, resnet, mobilefacenet, sphere20, sphere64.")] = None,
     size: Annotated[Whole, typer.Option(help="Side of the square pictures, in pixels.")] = None,
     head: Annotated[Text, typer.Option(help="cosface, arcface, softmax or sphereface2.")] = None,
+    trainable: Annotated[
+        Text, typer.Option(help="What clients train and share: all, last (layer), adapter or norms.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of local training.")] = None,
     device: Annotated[Text, typer.Option(help="auto, cpu or cuda.")] = None,
     corruption: Annotated[
@@ -81,7 +84,8 @@ def command(
     flags = {
         "data.source": data, "data.download": download, "data.clients": clients, "data.public": public,
         "data.test": test, "data.scheme": scheme, "data.per_client": per_client, "data.size": size,
-        "model.backbone": backbone, "method.name": method, "method.head": head, "training.epochs": epochs,
+        "model.backbone": backbone, "method.name": method, "method.head": head,
+        "method.trainable": trainable, "training.epochs": epochs,
         "training.learning_rate": learning_rate, "training.device": device, "pretraining.epochs": pretrain,
         "federation.rounds": rounds, "federation.backend": backend, "engine.name": engine,
         "masking.corruption": corruption, "masking.dropout": dropout, "privacy.corruption": corruption,

@@ -57,7 +57,7 @@ from privfr.errors import InputError
 from privfr.experiment import Training
 from privfr.faces.datasets import Faces
 from privfr.faces.heads import HEADS
-from privfr.methods.base import Method
+from privfr.methods.base import Method, is_private
 from privfr.stepping import dropping, optimiser_of, pictures_of
 
 __all__ = ["ExampleLevel", "fit_private", "start_private", "steps_of"]
@@ -106,7 +106,7 @@ def steps_of(pictures: int, training: Training) -> tuple[float, int]:
 
 
 def start_private(module: nn.Module, method: Method, faces: Faces, seed: int) -> None:
-    """Start the tensors that are not shared as `method.build` draws them from a seed, looking at no picture.
+    """Start the private tensors as `method.build` draws them from a seed, looking at no picture.
 
     This takes the place of `Method.start`: a head that started at class means would show its pictures,
     without noise, to each gradient that passes through it, and so would one that is restarted there. It is
@@ -114,7 +114,7 @@ def start_private(module: nn.Module, method: Method, faces: Faces, seed: int) ->
     faces: only their number of identities counts.
     """
     fresh = method.build(len(faces.names), seed).state_dict()
-    own = {name: tensor for name, tensor in fresh.items() if not method.shared(name)}
+    own = {name: tensor for name, tensor in fresh.items() if is_private(method, name)}
     module.load_state_dict(own, strict=False)
 
 

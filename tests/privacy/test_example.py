@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,6 +120,9 @@ class Direct:
     def shared(self, tensor: str) -> bool:
         return True
 
+    def frozen(self, tensor: str) -> bool:
+        return False
+
     def start(self, module: nn.Module, faces: Faces, fresh: bool) -> None:
         pass
 
@@ -227,7 +231,8 @@ def alone(module: nn.Module, method: Any, faces: Faces, row: int) -> list[Tensor
     images = torch.from_numpy(faces.images[[row]]).permute(0, 3, 1, 2).float() / 127.5 - 1
     module.zero_grad()
     method.loss(module, images, torch.from_numpy(faces.labels[[row]])).sum().backward()
-    return [parameter.grad.clone() for parameter in module.parameters()]  # type: ignore[union-attr]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [parameter.grad.clone() for parameter in trained]  # type: ignore[union-attr]
 
 
 CASES = [("small", head) for head in HEADS] + [
@@ -251,6 +256,27 @@ def test_gradients_are_those_of_single_examples_to_the_bit_in_any_company(backbo
         scale = float(single.abs().max())
         torch.testing.assert_close(first, single, rtol=1e-3, atol=1e-4 * scale + 1e-9, msg=name)
         assert all(torch.equal(first, each) for each in others), name
+
+
+@pytest.mark.parametrize("part", ["last", "norms", "adapter"])
+@pytest.mark.parametrize("backbone", ["small", "resnet"])
+def test_gradients_of_a_part_are_to_the_bit_in_any_company_too(backbone: str, part: str) -> None:
+    method = dataclasses.replace(supervised(backbone), trainable=part, rank=4)
+    faces, module = noise_faces(11), built(method, stir=0.02).train()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not method.frozen(name))
+    rows = [0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 7, 10, 0, 2, 2, 2]
+    generator = torch.Generator()
+    with _gradients_apart(module):
+        # What a picture adds does not depend on whose pictures are beside it.
+        own = [_clipped_sum(module, method, faces, np.array([i]), STILL, 0.5, generator) for i in range(11)]
+        for each in rows:
+            summed = _clipped_sum(module, method, faces, np.array(each), STILL, 0.5, generator)
+            assert torch.equal(summed, torch.stack([own[i] for i in each]).sum(0))
+    single = alone(module, method, faces, 0)
+    assert len(own[0]) == sum(gradient.numel() for gradient in single)
+    cosine = torch.cosine_similarity(own[0].float(), torch.cat([g.flatten() for g in single]), dim=0)
+    assert float(cosine) > 0.999
 
 
 def test_neighbours_differ_by_one_pictures_own_vector_and_nothing_else(faces: Faces) -> None:
@@ -595,6 +621,16 @@ def test_the_head_starts_from_a_seed_and_from_no_picture() -> None:
     assert torch.equal(heads[0], heads[1]) and torch.equal(heads[0], heads[2])
     assert not torch.equal(heads[0], heads[3])
     torch.testing.assert_close(heads[0].norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("part", ["last", "norms", "adapter"])
+def test_a_private_start_leaves_what_is_frozen_as_it_was_pretrained(part: str) -> None:
+    method = dataclasses.replace(supervised(), trainable=part, rank=4)
+    module = built(method)  # off every start that a seed gives
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    start_private(module, method, noise_faces(18), 1)
+    changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"head.weight"}
 
 
 def learner(faces: Faces, client: int = 1, entropy: Any = None, **changes: Any) -> Learner:

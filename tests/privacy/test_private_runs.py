@@ -15,7 +15,7 @@ from privfr.errors import BudgetSpent, InputError
 from privfr.privacy.accounting import epsilon_of_rho
 from privfr.privacy.ledger import Ledger
 from privfr.report import ClientTrained, Event, Notice, Report, RoundEnded
-from privfr.runs import resume, run
+from privfr.runs import client_level, resume, run
 
 PRIVATE = TINY | {"data.clients": 6, "data.test": 5, "privacy.level": "client", "privacy.corruption": 0.1}
 
@@ -148,6 +148,37 @@ def test_both_levels_are_reported_apart(people: Path, tmp_path: Path, level: str
         assert (ledger.rho > 0) == (level == "both")
     if level == "example":  # the weight is still the number of pictures
         assert found.rounds[0].weight == 24
+
+
+@pytest.mark.parametrize("part", ["norms", "adapter"])
+@pytest.mark.parametrize("backend", ["plain", "masking"])
+def test_noise_is_on_the_part_that_is_trained_alone(
+    people: Path, tmp_path: Path, part: str, backend: str
+) -> None:
+    """Both levels: what is frozen stays as it was, to the bit, and the noise is planned for fewer numbers."""
+    changes = {"privacy.level": "both", "privacy.accountant": "rdp", "method.trainable": part}
+    wanted = experiment(people, PRIVATE | changes, method__rank=4, federation__backend=backend)
+    found = run(wanted, tmp_path / "run")
+    assert found.parameters == (640 if part == "norms" else 2 * 4 * 128)
+    assert [each.level for each in found.privacy] == ["client", "example"]
+    assert all(0 < each.epsilon <= 8.0 for each in found.privacy)
+    assert all(each.saturated == 0 and not each.failed for each in found.rounds)
+    before, after = (
+        safetensors.torch.load_file(tmp_path / "run" / "models" / f"{name}.safetensors")
+        for name in ("untrained", "federated")
+    )
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    norms = {f"{layer}.{kind}" for layer in (1, 4, 7, 10) for kind in ("weight", "bias")}
+    # With a bias of 0 there is nothing for an adapter to act on.
+    assert moved == (norms if part == "norms" else {"12.1.weight"})
+
+
+@pytest.mark.parametrize("part", ["all", "norms", "adapter"])
+def test_client_noise_is_planned_for_the_numbers_shared(part: str) -> None:
+    wanted = experiment("synthetic", PRIVATE, method__trainable=part, method__rank=4)
+    level = client_level(wanted.resolved(6, 16))
+    assert level is not None
+    assert level.size == {"all": 448096, "norms": 640, "adapter": 1024}[part]
 
 
 def test_an_example_budget_ends_a_run_too(people: Path, tmp_path: Path) -> None:
