@@ -13,6 +13,11 @@ Layout of the lanes
 
 where L = 2^(bits-1) - 1. Every step is element-wise, in a fixed order, so that every machine gets the
 same bits.
+
+With `Noise` the sum is differentially private, client by client: no client's vector, as integers, is longer
+than `radius`, and discrete Gaussian noise is added to the integers, modulo 2^k as everything is. Weights are
+then 1, there are no metrics and `saturated` is 0: nothing that depends on pictures is left out of the
+account.
 """
 
 from __future__ import annotations
@@ -21,17 +26,19 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from fractions import Fraction
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from privfr.discrete import DiscreteGaussian
 from privfr.errors import BadFrame, InputError, LocalProtocolError
 from privfr.vector import Aggregate, Update, Vector
 
-__all__ = ["METRIC_CLIP", "Coding", "FixedPoint", "add_packed", "pack", "unpack"]
+__all__ = ["METRIC_CLIP", "Coding", "FixedPoint", "Noise", "add_packed", "pack", "unpack"]
 
 Lanes = NDArray[np.uint32]
 Reals = NDArray[np.float64]
@@ -50,6 +57,26 @@ CHUNK = 1 << 16
 HALF_ULP = 2.0**-24
 
 
+class Noise(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What makes a sum differentially private. See `privfr.privacy.client` for how it is chosen.
+
+    radius: largest L2 norm of one client's vector, in integer steps.  variance: of the discrete Gaussian
+    added to each lane of the vector, in squared steps; by every client, or, if `central`, once to the sum by
+    whoever adds up. Raises `InputError` for values that cannot be.
+    """
+
+    radius: int
+    variance: int
+    central: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 1 <= self.radius <= 1 << 40:
+            raise InputError(f"the noise's radius is {self.radius}: give a whole number from 1 to 2^40")
+        if not 1 <= self.variance <= 1 << 58:
+            raise InputError(f"the noise's variance is {self.variance}: give a whole number from 1 to 2^58")
+
+
 class Coding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """How an update becomes integers; all clients of a round must use the same.
 
@@ -57,7 +84,7 @@ class Coding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     the weight, so an update of a smaller weight w may be max_weight/w times as large.  bits: precision of
     one client's value, sign included, 2 to 24.  max_weight: a weight above counts as this.
     rounding: "nearest", or "stochastic", which is unbiased.  rotate: flatten outliers first, which allows
-    a smaller clip.
+    a smaller clip.  noise: for differential privacy of a client, or None.
     Raises `InputError` for values that cannot be.
     """
 
@@ -66,6 +93,7 @@ class Coding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     max_weight: int
     rounding: Literal["nearest", "stochastic"] = "nearest"
     rotate: bool = False
+    noise: Noise | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -78,11 +106,37 @@ class Coding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
             raise InputError(f"max_weight is {self.max_weight}: give a whole number from 1 to 2^32")
         if self.rounding not in ("nearest", "stochastic"):
             raise InputError(f'rounding is {self.rounding!r}: give "nearest" or "stochastic"')
+        if self.noise and self.max_weight != 1:
+            raise InputError(
+                f"max_weight is {self.max_weight}: with noise every client counts the same, as 1"
+            )
+
+    def reach(self, clients: int) -> int:
+        """Largest |sum| of a lane over so many clients; with noise, but for a chance of 2^-40 in all lanes.
+
+        A sum of discrete Gaussians of total variance v is above t in absolute value with a probability of at
+        most 2 exp(-t^2 / 2v) (Canonne et al. 2020, arXiv 2004.00010, lemma 6 and corollary 7), which is below
+        2^-40 in any of up to 2^32 lanes for t^2 >= 102 v.
+        """
+        largest = clients * _largest(self.bits)
+        if self.noise is None:
+            return largest
+        variance = self.noise.variance * (1 if self.noise.central else clients)
+        return largest + math.isqrt(102 * variance) + 1
+
+    def modulus_bits(self, clients: int) -> int:
+        """Give the k of a modulus 2^k in which a sum over so many clients does not wrap."""
+        return 1 + self.reach(clients).bit_length()
 
     def check_fits(self, clients: int) -> None:
         """Raise `InputError` where a sum over so many clients would not fit 32 bits."""
-        needed = _modulus_bits(self.bits, clients)
+        needed = self.modulus_bits(clients)
         if needed > 32:
+            if self.noise:
+                raise InputError(
+                    f"the noise: a sum over {clients} clients then needs {needed} bits and 32 is the most; "
+                    "raise coding.clip, or set coding.bits lower"
+                )
             most = max((bits for bits in range(2, 25) if _modulus_bits(bits, clients) <= 32), default=0)
             remedy = f"set bits to {most} or less" if most else "let fewer clients take part in a round"
             raise InputError(
@@ -103,7 +157,7 @@ class FixedPoint:
     at most 2^(bits-1) - 1 = L, and `saturated` is at most 1 <= L. The sum over `count` <= clients lanes is
     thus in [-clients*L, clients*L]. With k = 1 + bit_length(clients*L), clients*L < 2^(k-1), so the sum is
     one of the 2^k numbers from -2^(k-1) to 2^(k-1) - 1, which are all different modulo 2^k: the centred
-    residue is the sum itself.
+    residue is the sum itself. With noise, `Coding.reach` takes the place of clients*L.
     """
 
     coding: Coding
@@ -121,7 +175,7 @@ class FixedPoint:
     @property
     def modulus_bits(self) -> int:
         """The k of the modulus 2^k."""
-        return _modulus_bits(self.coding.bits, self.clients)
+        return self.coding.modulus_bits(self.clients)
 
     @property
     def lanes(self) -> int:
@@ -141,10 +195,50 @@ class FixedPoint:
         not a whole number above 0, and for values that are not finite.
         """
         self._check(update)
+        if self.coding.noise:
+            return self._private(update, self.coding.noise, entropy)
+        return self._encoded(update, entropy)
+
+    def _private(self, update: Update, noise: Noise, entropy: Callable[[int], bytes]) -> Lanes:
+        """Encode without exceeding the radius, and add this client's noise.
+
+        The bound is on the integers themselves, so no error of clipping or rounding has to be allowed for:
+        what turns out too long is made shorter and encoded again.
+        """
+        step = self.coding.clip / _largest(self.coding.bits)
+        length = math.sqrt(float(np.sum(np.square(update.vector, dtype=np.float64))))
+        share = min(1.0, noise.radius * step / length) if length else 1.0
+        while True:
+            shrunk = Update((update.vector * np.float32(share)), update.weight, update.metrics)
+            lanes = self._encoded(shrunk, entropy)
+            lanes[self._digits] = 0  # whether something was clipped is nobody's business
+            norm = self._squared_norm(lanes)
+            if norm <= noise.radius**2:
+                break
+            share *= min(1 - 2**-10, noise.radius / math.sqrt(norm))
+        return lanes if noise.central else self.blur(lanes, noise.variance, entropy)
+
+    def blur(self, lanes: Lanes, variance: int, entropy: Callable[[int], bytes]) -> Lanes:
+        """Add discrete Gaussian noise to the vector's lanes, in place modulo 2^k; gives them back."""
+        drawn = _gaussian(variance).sample(self._padded, entropy)
+        vector = lanes[self._head :]
+        vector += drawn.astype(np.uint32)
+        vector &= _mask(self.modulus_bits)
+        return lanes
+
+    def _squared_norm(self, lanes: Lanes) -> int:
+        """Exact squared L2 norm of the vector of one client's lanes."""
+        total = 0
+        for start in range(self._head, self.lanes, CHUNK):
+            values = self._lifted(lanes[start : start + CHUNK], 1).astype(np.int64)
+            total += int(values @ values)  # below 2^46 * 2^16
+        return total
+
+    def _encoded(self, update: Update, entropy: Callable[[int], bytes]) -> Lanes:
         coding = self.coding
         weight = min(int(update.weight), coding.max_weight)
         steps = weight / coding.max_weight * _largest(coding.bits)  # integer steps to the clip
-        noise = _Noise(entropy(32)) if coding.rounding == "stochastic" else None
+        noise = _Rounding(entropy(32)) if coding.rounding == "stochastic" else None
         metrics = np.array([update.metrics[name] for name in self.metrics], np.float64)
         lanes = np.empty(self.lanes, np.uint32)
         head, vector = lanes[: self._head], lanes[self._head :]
@@ -239,10 +333,12 @@ class FixedPoint:
             raise LocalProtocolError(
                 f"an update with metrics {sorted(update.metrics)}, not {sorted(self.metrics)}"
             )
+        if self.coding.noise and (update.weight != 1 or self.metrics):
+            raise LocalProtocolError("with noise every update has weight 1 and no metrics")
         if not (update.weight >= 1 and float(update.weight).is_integer()):
             raise LocalProtocolError(f"an update's weight is a whole number above 0, not {update.weight}")
 
-    def _quantise(self, values: Reals, noise: _Noise | None, out: Lanes) -> bool:
+    def _quantise(self, values: Reals, noise: _Rounding | None, out: Lanes) -> bool:
         """Round to integers, clip to [-L, L], write the residues; whether any lost by the clipping.
 
         A value is said to be clipped if that costs it more than half a step, the error of rounding.
@@ -265,7 +361,7 @@ class FixedPoint:
         """The centred residues modulo 2^k, which must be sums of `count` numbers in [-L, L]."""
         spare = 32 - self.modulus_bits
         lifted = (lanes << np.uint32(spare)).view(np.int32) >> np.int32(spare)  # extends the sign bit
-        largest = count * _largest(self.coding.bits)
+        largest = self.coding.reach(count)
         if lifted.size and (lifted.max() > largest or lifted.min() < -largest):
             raise BadFrame(f"the sum is garbled: it holds a number beyond what {count} clients can reach")
         return lifted
@@ -309,7 +405,13 @@ class FixedPoint:
         return np.float32(1) - np.float32(2) * bits.astype(np.float32)
 
 
-class _Noise:
+@lru_cache(maxsize=16)
+def _gaussian(variance: int) -> DiscreteGaussian:
+    """Keep its tables: every client of every round draws from the same."""
+    return DiscreteGaussian(Fraction(variance))
+
+
+class _Rounding:
     """Uniform numbers for stochastic rounding: SHAKE-256 of a seed and a counter."""
 
     def __init__(self, seed: bytes) -> None:

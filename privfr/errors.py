@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = [
     "BadFrame",
+    "BudgetSpent",
     "Duplicate",
     "InputError",
     "LocalProtocolError",
@@ -56,6 +57,10 @@ class Duplicate(RemoteProtocolError):
 
 class PolicyRefused(RemoteProtocolError):
     """The server proposed a round below the client's own policy floors; the client takes no part."""
+
+
+class BudgetSpent(PolicyRefused):
+    """A client's privacy budget does not pay for the proposed round; it takes no part from now on."""
 
 
 class TooFewClients(PrivfrError):

@@ -29,6 +29,7 @@ __all__ = [
     "Method",
     "Model",
     "Pretraining",
+    "Trainable",
     "Training",
     "load_experiment",
     "parse_value",
@@ -70,9 +71,14 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     dim: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
 
 
+Trainable = Literal["all", "last", "adapter", "norms"]
+
+
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is learnt from a client's faces, and with which head. restart: give the head new class means
-    at the start of every round instead of keeping it.
+    at the start of every round instead of keeping it.  trainable: part of the network that clients train and
+    share: "last", its last linear layer; "adapter", a low-rank residual of this rank on the embedding;
+    "norms", the gains and biases of its GroupNorms. The rest stays as it was pretrained.
     """
 
     name: str = "supervised"
@@ -80,14 +86,17 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     scale: Above0 = 30.0
     margin: AtLeast0 = 0.35
     restart: bool = False
+    trainable: Trainable = "all"
+    rank: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a client trains between two messages, with a fresh optimiser each time.
 
-    decay: learning rate at the end of the run as a share of the first, reached along a half cosine.
-    flip: mirror half of the pictures.  shift: pixels a picture is moved by at most.  threads: computing
-    threads of one client, fixed, since the last bit of a sum depends on them.
+    decay: learning rate at the end of the run as a share of the first, reached along a half cosine. flip:
+    mirror half of the pictures.  shift: pixels a picture is moved by at most.  dropout: share of the features
+    before the embedding that are dropped, each picture's own.  threads: computing threads of one client,
+    fixed, since the last bit of a sum depends on them.
     """
 
     epochs: Positive = 1
@@ -98,6 +107,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
     flip: bool = True
     shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 1
+    dropout: Share = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive = 1
@@ -106,9 +116,9 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a network is trained in one place: the common start, and the centralised baseline.
 
-    epochs: on the public identities; 0 for a random start. The baseline takes as many as a client does in
-    all rounds.  weight_decay, shift, learning_rate, decay: as in `Training`.  margin: of the head, which it
-    rises to from 0 over the first `warmup` of the epochs.
+    epochs: on the public identities; 0 for a random start. The baseline takes as many as a client does in all
+    rounds.  weight_decay, shift, dropout, learning_rate, decay: as in `Training`.  margin: of the head, which
+    it rises to from 0 over the first `warmup` of the epochs.
     """
 
     epochs: Count = 0
@@ -117,6 +127,7 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     weight_decay: AtLeast0 = 0.0
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
     shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
+    dropout: Share = 0.0
     margin: AtLeast0 = 0.2
     warmup: Share = 0.3
 
@@ -149,6 +160,40 @@ class Masking(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     dropout: Share = 0.05
     neighbours: Count = 0
     shares: Count = 0
+
+
+class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Differential privacy. See docs/privacy.md for what each level promises to whom.
+
+    level: "example" guards every picture against everybody but its own device, "client" all pictures of a
+    client together; "both" each with a budget of its own.  epsilon: the budget of a level, 0 for none, which
+    needs its noise.  delta: 0 for a tenth of one over the clients, at most 1e-5.  accountant: of the example
+    level. example_clip: largest L2 norm of one picture's gradient.  client_clip: of a client's update in a
+    round. example_noise, client_noise: standard deviation of the noise, in clips; 0 to work out what the
+    planned rounds need.  corruption: share of the clients that may collude, whose noise does not count.
+    dropout: share that may be lost in a round; one that loses more has no sum.
+    """
+
+    level: Literal["none", "example", "client", "both"] = "none"
+    epsilon: AtLeast0 = 8.0
+    delta: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    accountant: Literal["prv", "rdp"] = "prv"
+    example_clip: Above0 = 1.0
+    example_noise: AtLeast0 = 0.0
+    client_clip: Above0 = 1.0
+    client_noise: AtLeast0 = 0.0
+    corruption: Share = 0.05
+    dropout: Share = 0.05
+
+    @property
+    def example(self) -> bool:
+        """Whether the example level is on."""
+        return self.level in ("example", "both")
+
+    @property
+    def client(self) -> bool:
+        """Whether the client level is on."""
+        return self.level in ("client", "both")
 
 
 class Federation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -193,6 +238,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     federation: Federation = Federation()
     coding: Coding = Coding()
     masking: Masking = Masking()
+    privacy: Privacy = Privacy()
     engine: Engine = Engine()
     baselines: tuple[Literal["individual", "centralised"], ...] = ()
 
@@ -232,7 +278,22 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
                 evaluate=evaluator if federation.evaluate == "auto" else federation.evaluate,
             ),
             coding=msgspec.structs.replace(self.coding, bits=self.coding.bits or bits),
+            privacy=self._privacy(),
         )
+
+    def _privacy(self) -> Privacy:
+        wanted, clients = self.privacy, self.data.clients
+        if wanted.level == "none":
+            return wanted
+        if wanted.delta >= 1 / clients:
+            raise InputError(
+                f"privacy.delta: {wanted.delta:g} is not below one in {clients} clients, and would allow one "
+                "of them to be given away whole; lower it"
+            )
+        for level in ("example", "client"):
+            if getattr(wanted, level) and not (wanted.epsilon or getattr(wanted, f"{level}_noise")):
+                raise InputError(f"privacy.epsilon: 0 is no budget; raise it, or set privacy.{level}_noise")
+        return msgspec.structs.replace(wanted, delta=wanted.delta or min(1e-5, 0.1 / clients))
 
     def to_toml(self) -> str:
         """Write the tree as TOML that `load_experiment` reads back."""

@@ -101,8 +101,8 @@ class RoundSpec(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     run: 16 random bytes naming the run.  clients: the roster, ascending.  threshold: fewest survivors
     for which there is an aggregate.  metrics: names, in summand order.  size: numbers in the shared
-    vector.  layout, model, config: BLAKE2b-256 of the vector's layout, of the model trained from, and
-    of the experiment.
+    vector.  layout, model, config: BLAKE2b-256 of the vector's layout (see `Layout.committed`), of the model
+    trained from, and of the experiment.
     """
 
     run: bytes
@@ -224,7 +224,8 @@ class Backend:
     that this client cannot or will not take part in, before it trains for it.  server_state: spec, keyring ->
     state.  open: spec, sealed, keyring -> mean.  handover: how clients pass the model on where the server
     learns "nothing", else None.  describe: clients, threshold, that table -> what follows from them, for
-    reports.
+    reports.  central: whether noise for differential privacy is added once, by whoever adds up, who sees each
+    update anyway.  caveat: where clients' own noise does not hold, in words.
     """
 
     name: str
@@ -243,6 +244,8 @@ class Backend:
     integers: bool = False
     check: Callable[[RoundSpec, Any], None] = lambda spec, keyring: None
     describe: Callable[[int, int, Mapping[str, Any]], dict[str, float]] = lambda *_: {}
+    central: bool = False
+    caveat: str = ""
     handover: Handover | None = None
 
 

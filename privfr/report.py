@@ -11,6 +11,7 @@ import msgspec
 from privfr.errors import InputError
 from privfr.faces.verification import Verification
 from privfr.federation import RoundReport
+from privfr.privacy.guard import Guarantee
 from privfr.storage import write_atomic
 
 __all__ = [
@@ -70,6 +71,8 @@ class Report(msgspec.Struct, kw_only=True):
     trust: str
     discloses: tuple[str, ...]
     security: dict[str, float] = {}
+    privacy: list[Guarantee] = []
+    stopped: str = ""
     people: dict[str, int]
     pictures: dict[str, int]
     parameters: int

@@ -7,6 +7,7 @@ repeats at most the round in progress, from the same seeds and so with the same 
 
 from __future__ import annotations
 
+import math
 import platform
 import secrets
 import statistics
@@ -14,28 +15,34 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from privfr.backends import backend as backend_named
 from privfr.coding import Coding
 from privfr.directory import Checkpoint, RunDirectory
 from privfr.engines.local import Dropouts, LocalEngine
-from privfr.errors import InputError
+from privfr.errors import BudgetSpent, InputError
 from privfr.experiment import Experiment, Training
 from privfr.faces.datasets import Faces
 from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
 from privfr.faces.sources import load_faces
-from privfr.faces.verification import Roc, Verification, all_pairs_roc, evaluate
-from privfr.federation import Coordinator, Member, Policy, first_model, run_round
+from privfr.faces.verification import Verification, evaluate
+from privfr.federation import Coordinator, Member, Policy, RoundReport, first_model, run_round
 from privfr.methods import method_of
+from privfr.models import Part, judged
+from privfr.privacy.accounting import noise_for
+from privfr.privacy.client import ClientLevel, calibrated
+from privfr.privacy.example import ExampleLevel, steps_of
+from privfr.privacy.guard import ExampleBudget, Guarded, guarantees
+from privfr.privacy.ledger import Ledger
 from privfr.report import (
     ClientTrained,
     Event,
@@ -48,13 +55,20 @@ from privfr.report import (
     Stage,
 )
 from privfr.storage import write_atomic
-from privfr.trainer import Learner, device_of, layout_of, shared_vector
+from privfr.trainer import Learner, device_of, layout_of
 from privfr.vector import Vector
 
 __all__ = ["resume", "run"]
 
 _SHOWN = 10  # skipped pictures named one by one
-_RECIPE = ("batch", "learning_rate", "weight_decay", "decay", "shift")  # what pretraining sets for itself
+_RECIPE = (
+    "batch",
+    "learning_rate",
+    "weight_decay",
+    "decay",
+    "shift",
+    "dropout",
+)  # what pretraining sets for itself
 
 
 def run(experiment: Experiment, directory: str | Path, observe: Observer = lambda event: None) -> Report:
@@ -96,20 +110,27 @@ _BITS = 16  # of a coding, where the backend needs one and the experiment does n
 def _resolved(experiment: Experiment) -> Experiment:
     backend, clients = backend_named(experiment.federation.backend), experiment.data.clients
     fewest = backend.fewest(clients, experiment.options(backend.table))
+    privacy = experiment.privacy
+    if privacy.client and not backend.central:  # whose noise is missing must not be missed
+        fewest = max(fewest, clients - math.floor(privacy.dropout * clients + 1e-9))
     knows = backend.server_learns != "nothing"
     if experiment.federation.evaluate == "server" and not knows:
         raise InputError(
             f"federation.evaluate: with backend {backend.name} the server never holds a model to evaluate; "
             'set it to "member"'
         )
-    return experiment.resolved(fewest, _BITS if backend.integers else 0, "server" if knows else "member")
+    bits = _BITS if backend.integers or privacy.client else 0
+    return experiment.resolved(fewest, bits, "server" if knows else "member")
 
 
 def _weighed(experiment: Experiment, faces: Faces, parts: Split) -> Experiment:
     """Fill in the largest weight, once it is known who has how many pictures."""
-    if experiment.coding.max_weight or not experiment.coding.bits:
+    if experiment.privacy.client:
+        most = 1
+    elif experiment.coding.max_weight or not experiment.coding.bits:
         return experiment
-    most = max(len(parts.faces_of(faces, client)) for client in range(len(parts.clients)))
+    else:
+        most = max(len(parts.faces_of(faces, client)) for client in range(len(parts.clients)))
     return msgspec.structs.replace(
         experiment, coding=msgspec.structs.replace(experiment.coding, max_weight=most)
     )
@@ -120,10 +141,46 @@ def _parameters(experiment: Experiment) -> bytes:
     backend, wanted = backend_named(experiment.federation.backend), experiment.coding
     coding = None
     if wanted.bits:
-        coding = Coding(wanted.clip, wanted.bits, wanted.max_weight or 1, wanted.rounding, wanted.rotate)
+        level = client_level(experiment)
+        weight = 1 if level else wanted.max_weight or 1
+        noise = level.noise if level else None
+        coding = Coding(wanted.clip, wanted.bits, weight, wanted.rounding, wanted.rotate, noise)
     return backend.plan(
         experiment.data.clients, experiment.federation.threshold, coding, experiment.options(backend.table)
     )
+
+
+def client_level(experiment: Experiment) -> ClientLevel | None:
+    """Noise of the client level, as server and clients each work it out from the experiment."""
+    privacy, federation = experiment.privacy, experiment.federation
+    if not privacy.client:
+        return None
+    return calibrated(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        multiplier=privacy.client_noise,
+        clip=privacy.client_clip,
+        corruption=privacy.corruption,
+        step=experiment.coding.clip / ((1 << (experiment.coding.bits - 1)) - 1),
+        clients=experiment.data.clients,
+        threshold=federation.threshold,
+        rounds=federation.rounds,
+        size=layout_of(method_of(experiment)).size,
+        central=backend_named(federation.backend).central,
+    )
+
+
+def example_budget(experiment: Experiment, pictures: int) -> ExampleBudget:
+    """What a client with so many pictures books for each round, with noise that makes them affordable."""
+    privacy, rounds = experiment.privacy, experiment.federation.rounds
+    rate, steps = steps_of(pictures, experiment.training)
+    noise = privacy.example_noise
+    if not noise:
+        # To two digits and up, which costs little noise, so that like clients share one calibration.
+        unit = 10 ** (math.floor(math.log10(rate)) - 1)
+        alike = min(1.0, math.ceil(rate / unit) * unit)
+        noise = noise_for(privacy.epsilon, privacy.delta, alike, steps * rounds, privacy.accountant)
+    return ExampleBudget((noise, rate, steps), privacy.epsilon or math.inf, privacy.delta, privacy.accountant)
 
 
 def _check(experiment: Experiment) -> None:
@@ -185,6 +242,10 @@ class _Run:
         self.method = method_of(experiment)
         self.backend = backend_named(experiment.federation.backend)
         self.layout = layout_of(self.method)
+        self.whole = Part(replace(self.method, trainable="all"), experiment.seed)
+        # A loss in clear would tell of pictures what no epsilon accounts for.
+        self.metrics = () if experiment.privacy.level != "none" else self.method.metrics
+        self.guarded: dict[int, Guarded] = {}
         self._stop = False
         self.report = self._blank_report()
 
@@ -205,14 +266,20 @@ class _Run:
 
     def _untrained(self) -> None:
         if self.report.untrained is None:
-            self.report.untrained = self._publish("untrained", self._initial())
+            self.report.untrained = self._publish("untrained", self.whole.recogniser(self.whole.start))
 
     def _pretrain(self) -> None:
         epochs = self.experiment.pretraining.epochs
         if self.report.pretrained is None and epochs:
             assert self.public is not None
-            model = self._in_one_place("pretraining", self.public, epochs, self._initial())
-            self.report.pretrained = self._publish("pretrained", model)
+            model = self._in_one_place("pretraining", self.whole, self.public, epochs)
+            self.report.pretrained = self._publish("pretrained", self.whole.recogniser(model))
+
+    @cached_property
+    def part(self) -> Part:
+        """What federation and baselines train, all from one start: the pretrained model if there is one."""
+        pretrained = Recogniser.load(self.place.model("pretrained")) if self.report.pretrained else None
+        return Part(self.method, self.experiment.seed, pretrained)
 
     def _federate(self) -> None:
         rounds, done = self.experiment.federation.rounds, len(self.report.rounds)
@@ -220,25 +287,27 @@ class _Run:
             return
         momentum = self.experiment.federation.momentum
         found = Checkpoint.load(self._shared(done)) if done else None
-        model = found.model if found else first_model(self._start(), momentum)
+        model = found.model if found else first_model(self.part.start, momentum)
         coordinator, members = self._federation(model, done)
         self.place.forget(done - 1)
         engine = self._engine(members)
         self._observe(Stage("federated", done, rounds))
-        while coordinator.round < rounds:
+        while coordinator.round < rounds and self._affordable(coordinator):
             self._round(coordinator, engine, members)
-        self.report.final = self._publish("federated", self._held(coordinator, members)[: self.layout.size])
+        final = self._held(coordinator, members)[: self.layout.size]
+        self.report.final = self._publish("federated", self.part.recogniser(final))
 
     def _individual(self) -> None:
         """Every client alone, from the same start, for as many steps: what it has without the others."""
         if self.report.individual is not None:
             return
-        rounds, start, total = self.experiment.federation.rounds, self._start(), len(self.clients)
+        rounds, total, part = self.experiment.federation.rounds, len(self.clients), self.part
 
         def train(client: int) -> float:
-            learner = self._learner(client, self.clients[client], self.experiment.training, rounds)
-            model = self._alone("", learner, start, self.place.client(client) / "training.safetensors")
-            own, curve, _ = self._judged(model)
+            learner = self._learner(client, part, self.clients[client], self.experiment.training, rounds)
+            model = self._alone("", learner, part.start, self.place.client(client) / "training.safetensors")
+            own = part.recogniser(model)
+            curve, _ = judged(own, self.test)
             own.save(self.place.client(client) / "individual.safetensors", private=True)
             return curve.eer
 
@@ -261,8 +330,52 @@ class _Run:
         if self.report.centralised is not None:
             return
         epochs = self.experiment.federation.rounds * self.experiment.training.epochs
-        model = self._in_one_place("centralised", _together(self.clients), epochs, self._start())
-        self.report.centralised = self._publish("centralised", model)
+        model = self._in_one_place("centralised", self.part, _together(self.clients), epochs)
+        self.report.centralised = self._publish("centralised", self.part.recogniser(model))
+
+    # Privacy
+
+    def _guarded(self, learner: Learner, client: int) -> Learner | Guarded:
+        """Put a client's learner under its budget, if there is one."""
+        privacy = self.experiment.privacy
+        if privacy.level == "none":
+            return learner
+        ledger = Ledger(self.place.client(client) / "privacy.jsonl")
+        budget = None
+        if privacy.example:
+            budget = example_budget(self.experiment, len(learner.faces))
+            learner.example = ExampleLevel(privacy.example_clip, budget.steps[0])
+            learner.entropy = secrets.token_bytes
+        self.guarded[client] = Guarded(learner, ledger, client_level(self.experiment), budget)
+        return self.guarded[client]
+
+    def _affordable(self, coordinator: Coordinator) -> bool:
+        """Tell whether enough clients can pay for another round; if not, say so in the report."""
+        able = sum(each.affords for each in self.guarded.values())
+        if not self.guarded or able >= coordinator.threshold:
+            return True
+        self._state_privacy()
+        self.report.stopped = (
+            f"the privacy budget of {len(self.guarded) - able} of {len(self.guarded)} clients does not pay "
+            f"for round {coordinator.round + 1} of {self.experiment.federation.rounds}"
+        )
+        if not self.report.rounds:
+            raise BudgetSpent(f"privacy.epsilon: {self.report.stopped}; raise it or plan fewer rounds")
+        self._observe(Notice(f"stopped: {self.report.stopped}"))
+        return False
+
+    def _settle(self, outcome: RoundReport) -> None:
+        """Book what a round has really cost, now that its survivors are known."""
+        for each in self.guarded.values():
+            if not outcome.failed:
+                each.settle(outcome.round, outcome.survivors)
+        self._state_privacy()
+
+    def _state_privacy(self) -> None:
+        """Say in the report what the ledgers say: also of rounds that were broken off."""
+        if self.guarded:
+            every = [self.guarded[client] for client in sorted(self.guarded)]
+            self.report.privacy = guarantees(every, self.experiment.privacy, self.backend)
 
     # One round
 
@@ -283,11 +396,12 @@ class _Run:
             told = [members[client].outcome for client in sorted(coordinator.current)]
             if told and told[0]:
                 outcome.tell(told[0])
+        self._settle(outcome)
         Checkpoint(done, model, {}).save(self._shared(done))
         for client, member in members.items():
             write_atomic(self._private(client, done), member.learner.save(), private=True)
         torch.set_num_threads(self.experiment.engine.cores)
-        eer = self._judged(model[: self.layout.size])[1].eer
+        eer = judged(self.part.recogniser(model[: self.layout.size]), self.test)[0].eer
         self.report.rounds.append(outcome)
         self.report.eer.append(eer)
         self.place.commit(self.report)
@@ -319,17 +433,18 @@ class _Run:
         parameters = _parameters(experiment)
         members = {}
         for client in roster:
-            learner = self._learner(client, self.clients[client], experiment.training, federation.rounds)
+            faces = self.clients[client]
+            learner = self._learner(client, self.part, faces, experiment.training, federation.rounds)
             if done:
                 self._restore(learner, self._private(client, done))
             members[client] = Member(
                 client=client,
                 backend=self.backend,
                 keyring=keyrings[client],
-                learner=learner,
-                layout=self.layout.digest,
+                learner=self._guarded(learner, client),
+                layout=self.part.digest,
                 config=experiment.digest(),
-                metrics=self.method.metrics,
+                metrics=self.metrics,
                 entropy=secrets.token_bytes,
                 parameters=parameters,
                 policy=Policy(len(roster), federation.threshold, (self.backend.name,), roster),
@@ -342,9 +457,9 @@ class _Run:
             keyring=keyring,
             roster=roster,
             threshold=federation.threshold,
-            layout=self.layout.digest,
+            layout=self.part.digest,
             config=experiment.digest(),
-            metrics=self.method.metrics,
+            metrics=self.metrics,
             model=model,
             parameters=parameters,
             momentum=federation.momentum,
@@ -372,30 +487,30 @@ class _Run:
 
     # Training in one place
 
-    def _learner(self, who: int | str, faces: Faces, training: Training, rounds: int) -> Learner:
+    def _learner(self, who: int | str, part: Part, faces: Faces, training: Training, rounds: int) -> Learner:
         def stepped(done: int, total: int, loss: float) -> None:
             if self._stop:
                 raise KeyboardInterrupt
             self.watch(ClientTrained(str(who), done, total, loss))
 
-        experiment = self.experiment
         return Learner(
-            who, self.method, faces, training, self.layout, rounds, experiment.seed, stepped=stepped
-        )
+            who, part.method, faces, training, part.layout, rounds, self.experiment.seed,
+            frozen=part.frozen, stepped=stepped,
+        )  # fmt: skip
 
-    def _in_one_place(self, stage: str, faces: Faces, epochs: int, start: Vector) -> Vector:
+    def _in_one_place(self, stage: str, part: Part, faces: Faces, epochs: int) -> Vector:
         """Train on pictures that lie together, an epoch a round, as one continuous training."""
         wanted, cores = self.experiment.pretraining, self.experiment.engine.cores
         shared = {name: getattr(wanted, name) for name in _RECIPE}
         training = msgspec.structs.replace(self.experiment.training, epochs=1, threads=cores, **shared)
-        learner = self._learner(stage, faces, training, epochs)
+        learner = self._learner(stage, part, faces, training, epochs)
         learner.optimiser = {}
 
         def raise_margin(epoch: int) -> None:
             reached = min(1.0, epoch / (wanted.warmup * epochs)) if wanted.warmup else 1.0
-            learner.method = replace(self.method, margin=wanted.margin * reached)
+            learner.method = replace(part.method, margin=wanted.margin * reached)
 
-        return self._alone(stage, learner, start, self.place.model(f"{stage}-state"), raise_margin)
+        return self._alone(stage, learner, part.start, self.place.model(f"{stage}-state"), raise_margin)
 
     def _alone(
         self,
@@ -423,40 +538,10 @@ class _Run:
         """Have every training in a worker end at its next step."""
         self._stop = True
 
-    # Models and measures
-
-    def _initial(self) -> Vector:
-        return shared_vector(self.method.build(1, self.experiment.seed), self.method, self.layout)
-
-    def _start(self) -> Vector:
-        """Where federation and baselines all start: the pretrained model if there is one."""
-        return self._initial() if self.report.pretrained is None else self._read("pretrained")
-
-    def _read(self, name: str) -> Vector:
-        tensors = Recogniser.load(self.place.model(name)).tensors()
-        return self.layout.flatten({f"backbone.{key}": value for key, value in tensors.items()})
-
-    def _recogniser(self, model: Vector) -> Recogniser:
-        found = Recogniser.new(self.method.backbone, self.method.size, self.method.dim)
-        tensors = self.layout.restore(model)
-        found.load_tensors({key.removeprefix("backbone."): value for key, value in tensors.items()})
-        return found
-
-    def _judged(self, model: Vector) -> tuple[Recogniser, Roc, NDArray[np.float32]]:
-        """Compare all pairs of test pictures: the recogniser with its thresholds, the ROC, the embeddings."""
-        found = self._recogniser(model)
-        embeddings = found.embed(self.test.images)
-        try:
-            curve = all_pairs_roc(embeddings, self.test.labels)
-        except InputError as error:  # an embedding that is zero or not a number
-            raise InputError(f"the model has diverged ({error}); lower training.learning_rate") from None
-        found.thresholds = {far: curve.threshold_at(float(far)) for far in curve.tar_at_far_table()}
-        return found, curve, embeddings
-
-    def _publish(self, name: str, model: Vector) -> Verification:
+    def _publish(self, name: str, found: Recogniser) -> Verification:
         """Measure a model on the test identities and write it."""
         torch.set_num_threads(self.experiment.engine.cores)
-        found, _, embeddings = self._judged(model)
+        _, embeddings = judged(found, self.test)
         found.about = {"run": self.report.run, "model": name}
         found.save(self.place.model(name))
         measured = evaluate(embeddings, self.test.labels, self.experiment.seed)

@@ -12,17 +12,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from privfr.errors import InputError
+from privfr.errors import InputError, LocalProtocolError
 from privfr.experiment import Training
-from privfr.faces.backbones import to_tensor
 from privfr.faces.datasets import Faces
-from privfr.methods.base import Method
+from privfr.methods.base import Method, is_private
+from privfr.privacy.example import ExampleLevel, fit_private, start_private
+from privfr.stepping import dropping, optimiser_of, pictures_of
 from privfr.vector import Layout, Update, Vector
 
 __all__ = ["Learner", "device_of", "fit", "layout_of", "learning_rate", "shared_vector"]
@@ -63,7 +62,7 @@ def fit(
     """
     device = next(module.parameters()).device
     labels = torch.from_numpy(faces.labels)
-    optimiser = _optimiser(module, training)
+    optimiser = optimiser_of(module, training)
     if state:
         _take_up(optimiser, state)
     # Batches as even as can be: a last one of two pictures would take a full step on their noise.
@@ -76,9 +75,11 @@ def fit(
         for rows in torch.tensor_split(order, batches):
             for group in optimiser.param_groups:
                 group["lr"] = rate(done / steps)
-            images = to_tensor(_shifted(faces.images[rows.numpy()], training.shift, generator))
-            images = _flipped(images, generator) if training.flip else images
-            with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+            images = pictures_of(faces, rows.numpy(), training, generator)
+            with (
+                torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"),
+                dropping(module, training.dropout, generator),
+            ):
                 losses = method.loss(module, images.to(device), labels[rows].to(device))
             optimiser.zero_grad()
             loss = losses.mean()
@@ -92,18 +93,6 @@ def fit(
     if state is not None:
         state.update(_left_behind(optimiser))
     return mean
-
-
-def _optimiser(module: nn.Module, training: Training) -> torch.optim.Optimizer:
-    # Decay acts on matrices and filters alone, not on biases and norms (He et al. 2019, arXiv 1812.01187).
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, fused=True)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
 def _left_behind(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -122,42 +111,30 @@ def _take_up(optimiser: torch.optim.Optimizer, state: dict[str, Tensor]) -> None
         optimiser.state[like][kind] = held.copy_(value)
 
 
-def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
-    images[mirrored] = images[mirrored].flip(3)
-    return images
-
-
-def _shifted(images: NDArray[np.uint8], most: int, generator: torch.Generator) -> NDArray[np.uint8]:
-    """Move each picture by up to `most` pixels either way; its edge fills what comes into view."""
-    if not most:
-        return images
-    height, width = images.shape[1:3]
-    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
-    corners = torch.randint(0, 2 * most + 1, (len(images), 2), generator=generator).tolist()
-    return np.stack([p[y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)])
-
-
-def _shared_state(module: nn.Module, method: Method, shared: bool) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in module.state_dict().items() if method.shared(name) is shared}
+def _shared_state(module: nn.Module, method: Method) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in module.state_dict().items() if method.shared(name)}
 
 
 def layout_of(method: Method) -> Layout:
     """Layout of the tensors that a method shares."""
-    state = _shared_state(method.build(1, 0), method, True)
+    state = _shared_state(method.build(1, 0), method)
     return Layout(tuple(state), tuple(tuple(tensor.shape) for tensor in state.values()))
 
 
 def shared_vector(module: nn.Module, method: Method, layout: Layout) -> Vector:
     """Copy a module's shared tensors into one vector, float32 [size]."""
-    state = _shared_state(module, method, True)
+    state = _shared_state(module, method)
     return layout.flatten({name: tensor.detach().cpu().numpy() for name, tensor in state.items()})
+
+
+def _seed(*words: object) -> int:
+    digest = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _stream(*words: object) -> torch.Generator:
     """Make the generator of one purpose, independent of every other's."""
-    seed = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
+    return torch.Generator().manual_seed(_seed(*words))
 
 
 _workspace = threading.local()  # one module per worker and shape: clients are many, workers few
@@ -168,8 +145,12 @@ class Learner:
     """One client's training: its faces, its private tensors, and the method.
 
     rounds: how many are planned, for the learning rate's course.  seed, client: name its random streams.
-    private: tensors that stay on the device, by name; empty before the first round.  optimiser: its state
-    from round to round, for a training that is one whole; None for a fresh one each round.
+    private: tensors that stay on the device, by name; empty before the first round.  frozen: those that are
+    not trained, by name; every one of them.  optimiser: its state from round to round, for
+    a training that is one whole; None for a fresh one each round.
+    example: privacy of each picture, see `privfr.privacy.example`; None for none.  entropy: n -> n
+    unpredictable bytes, which `example` needs; a round that is trained again is then another one, and is paid
+    for again. Its optimiser is always fresh.
     """
 
     client: int | str
@@ -180,47 +161,80 @@ class Learner:
     rounds: int
     seed: int
     private: dict[str, Tensor] = field(default_factory=dict)
+    frozen: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Tensor] | None = None
     stepped: Callable[[int, int, float], None] | None = None
+    example: ExampleLevel | None = None
+    entropy: Callable[[int], bytes] | None = None
 
     def learn(self, model: Vector, round: int) -> Update:
-        """Train from the shared vector, float32 [size]; gives the difference, weighed by pictures."""
+        """Train from the shared vector, float32 [size]; gives the difference, weighed by pictures.
+
+        With `example` there are no metrics: no noise covers a loss.
+        """
         if self.training.device != "cuda":
             torch.set_num_threads(self.training.threads)
         module = self._module(model)
-        generator = _stream(self.seed, self.client, round)
 
         def rate(done: float) -> float:
             progress = (round + done) / self.rounds
             ramp = 1.0 if self.optimiser is None else min(1.0, (progress + 1e-3) / RAMP)
             return ramp * learning_rate(self.training.learning_rate, self.training.decay, progress)
 
-        loss = fit(
-            module, self.method, self.faces, self.training, rate, generator,
-            state=self.optimiser, stepped=self.stepped,
-        )  # fmt: skip
-        private = _shared_state(module, self.method, False)
-        self.private = {name: tensor.detach().cpu().clone() for name, tensor in private.items()}
+        metrics = self._train(module, round, rate)
+        self.private = {
+            name: tensor.detach().cpu().clone()
+            for name, tensor in module.state_dict().items()
+            if is_private(self.method, name)
+        }
         vector = shared_vector(module, self.method, self.layout) - model
-        return Update(vector, float(len(self.faces)), {"loss": loss})
+        return Update(vector, float(len(self.faces)), metrics)
+
+    def _train(self, module: nn.Module, round: int, rate: Callable[[float], float]) -> dict[str, float]:
+        """Train one round in place; gives what may be told of it."""
+        if self.example is None:
+            generator = _stream(self.seed, self.client, round)
+            loss = fit(
+                module, self.method, self.faces, self.training, rate, generator,
+                state=self.optimiser, stepped=self.stepped,
+            )  # fmt: skip
+            return {"loss": loss}
+        if self.entropy is None:
+            raise LocalProtocolError("a learner with example-level privacy needs entropy")
+        fit_private(
+            module, self.method, self.faces, self.training, self.example, rate, self.entropy,
+            stepped=self.stepped,
+        )  # fmt: skip
+        return {}
 
     def _module(self, model: Vector) -> nn.Module:
         """Take this worker's module of the right shape, and make it this client's at the round's start.
 
-        Every tensor is set, from the model, the private ones or the first day's: nothing of the client served
-        before may linger (the released FedFace code forgets this).
+        Every tensor is set, from the model, the frozen and private ones or the first day's: nothing of the
+        client served before may linger (the released FedFace code forgets this).
         """
         device = device_of(self.training.device)
         key = (self.method, len(self.faces.names), self.seed, device)
         if getattr(_workspace, "key", None) != key:
             fresh = self.method.build(len(self.faces.names), self.seed)
+            for name, parameter in fresh.named_parameters():
+                parameter.requires_grad_(not self.method.frozen(name))
             _workspace.module = fresh.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             _workspace.initial = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
             _workspace.key = key
         module: nn.Module = _workspace.module
+        if missing := {name for name in _workspace.initial if self.method.frozen(name)} - set(self.frozen):
+            raise LocalProtocolError(
+                f"a learner was not given the frozen {min(missing)}, and would make it up"
+            )
         shared = {name: torch.from_numpy(array) for name, array in self.layout.restore(model).items()}
-        module.load_state_dict({**_workspace.initial, **shared, **self.private})
-        self.method.start(module, self.faces, not self.private)
+        module.load_state_dict({**_workspace.initial, **self.frozen, **shared, **self.private})
+        if self.example is None:
+            self.method.start(module, self.faces, not self.private)
+        elif not self.private:
+            # A client's own directions: where all started from the same ones, they would pull the
+            # backbone to put their n-th person each at the same place.
+            start_private(module, self.method, self.faces, _seed(self.seed, self.client, "head"))
         return module
 
     def save(self) -> bytes:

@@ -65,6 +65,16 @@ class Layout(msgspec.Struct, frozen=True):
         """BLAKE2b-256 of the layout: two sides that hold the same digest mean the same tensors."""
         return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=32).digest()
 
+    def committed(self, frozen: Mapping[str, NDArray[np.float32]]) -> bytes:
+        """BLAKE2b-256 of the layout, and of tensors that each side has beside the vector and never changes.
+
+        Without such tensors it is `digest`.
+        """
+        if not frozen:
+            return self.digest
+        tensors = [(name, frozen[name].shape, digest(frozen[name])) for name in sorted(frozen)]
+        return hashlib.blake2b(msgspec.msgpack.encode((self, tensors)), digest_size=32).digest()
+
     def flatten(self, tensors: Mapping[str, NDArray[np.float32]]) -> Vector:
         """Copy the named tensors into one float32 vector [size].
 

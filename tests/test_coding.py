@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from privfr.coding import CHUNK, METRIC_CLIP, Coding, FixedPoint, Lanes, add_packed, pack, unpack
+from privfr.coding import CHUNK, METRIC_CLIP, Coding, FixedPoint, Lanes, Noise, add_packed, pack, unpack
 from privfr.errors import BadFrame, InputError, LocalProtocolError
 from privfr.vector import Aggregate, Update
 
@@ -551,3 +551,113 @@ def test_an_update_comes_back_through_the_bit_stream(found: tuple[FixedPoint, li
     data = pack(lanes, point.modulus_bits)
     assert len(data) == point.packed_bytes
     assert np.array_equal(unpack(data, point.modulus_bits, point.lanes), lanes)
+
+
+# Noise
+
+
+def noisy(
+    radius: int, variance: int, central: bool = False, clients: int = 5, size: int = 50, **coding: Any
+) -> FixedPoint:
+    return FixedPoint(
+        Coding(1.0, 12, 1, noise=Noise(radius, variance, central), **coding), clients, (), size, CONTEXT
+    )
+
+
+def vectors(size: int, largest: float = 1e6) -> st.SearchStrategy[list[float]]:
+    return st.lists(st.floats(-largest, largest, width=32), min_size=size, max_size=size)
+
+
+@given(st.integers(1, 3000), vectors(20), st.booleans(), st.sampled_from(["nearest", "stochastic"]))
+def test_no_update_is_longer_than_the_radius(
+    radius: int, values: list[float], rotate: bool, rounding: str
+) -> None:
+    """Exactly, in integers, whatever the update: rounding has no part in the sensitivity."""
+    point = noisy(radius, 100, central=True, size=20, rotate=rotate, rounding=rounding)
+    lanes = centred(point.encode(update_of(values), entropy_of(radius)), point.modulus_bits)
+    assert sum(lane * lane for lane in lanes[2:]) <= radius**2
+    assert lanes[:2] == [1, 0]  # the weight, and nothing of what was clipped
+
+
+def test_what_is_short_enough_is_encoded_as_without_noise() -> None:
+    point = noisy(10**6, 100, central=True)
+    without = FixedPoint(replace_noise(point.coding, None), 5, (), 50, CONTEXT)
+    update = update_of(np.linspace(-0.01, 0.01, 50))
+    bits = min(point.modulus_bits, without.modulus_bits)
+    assert centred(point.encode(update, entropy_of(0)), point.modulus_bits) == centred(
+        without.encode(update, no_entropy), without.modulus_bits
+    )
+    assert bits == without.modulus_bits
+
+
+def replace_noise(coding: Coding, noise: Noise | None) -> Coding:
+    return msgspec.structs.replace(coding, noise=noise)
+
+
+def test_what_is_too_long_keeps_its_direction() -> None:
+    point = noisy(500, 100, central=True)
+    values = np.linspace(-1, 1, 50)
+    lanes = np.array(centred(point.encode(update_of(values), entropy_of(0)), point.modulus_bits)[2:])
+    assert 480 <= np.linalg.norm(lanes) <= 500
+    assert lanes @ values / np.linalg.norm(lanes) / np.linalg.norm(values) > 0.999
+
+
+@pytest.mark.parametrize("central", [False, True])
+def test_the_sum_has_the_noise_it_should(central: bool) -> None:
+    """Of 5 clients: five shares, or the one of whoever adds up."""
+    point = noisy(100, 40_000, central, size=20_000)
+    updates = [update_of(np.zeros(20_000)) for _ in range(5)]
+    total = total_of(point, updates)
+    if central:
+        total = point.blur(total, 40_000, entropy_of(99))
+    found = np.array(centred(total, point.modulus_bits)[2:])
+    expected = 40_000 * (1 if central else 5)
+    assert abs(found.var() / expected - 1) < 0.05
+    assert abs(found.mean()) < 5 * math.sqrt(expected / 20_000)
+    assert centred(total, point.modulus_bits)[:2] == [5, 0]
+
+
+@given(st.integers(2, 24), st.integers(1, 2000), st.integers(1, 2**40), st.booleans(), st.integers(-1, 1))
+def test_a_sum_with_noise_up_to_the_planned_bound_never_wraps(
+    bits: int, clients: int, variance: int, central: bool, sign: int
+) -> None:
+    """Every client at the end of its range, and the noise at the bound: the lane is read as it is."""
+    coding = Coding(1.0, bits, 1, noise=Noise(10, variance, central))
+    assume(coding.modulus_bits(clients) <= 32)
+    point = FixedPoint(coding, clients, (), 1, CONTEXT)
+    noises = 1 if central else clients
+    bound = math.isqrt(102 * noises * variance) + 1
+    lane = sign * (clients * ((1 << (bits - 1)) - 1) + bound)
+    total = residues([*digits(clients, bits), 0, lane], point.modulus_bits)
+    if len(total) == point.lanes:
+        mean = point.decode(total, clients).vector[0]
+        assert mean == np.float32(lane * (1.0 / ((2 ** (bits - 1) - 1) * clients)))
+    # And the noise is beyond the bound in one of 2^32 lanes with a chance below 2^-40.
+    assert 2**32 * 2 * math.exp(-(bound**2) / (2 * noises * variance)) < 2**-40
+
+
+def digits(weight: int, bits: int) -> list[int]:
+    """The weight lanes of a sum over clients of weight 1: one digit, or as many as max_weight 1 needs."""
+    return [weight] * (-(-1 // (bits - 1)))
+
+
+def test_noise_needs_equal_weights_and_no_metrics() -> None:
+    with pytest.raises(InputError, match="max_weight is 2"):
+        Coding(1.0, 16, 2, noise=Noise(10, 100))
+    point = noisy(10, 100, size=1)
+    with pytest.raises(LocalProtocolError, match="weight 1"):
+        point.encode(update_of([0.0], 2), entropy_of(0))
+    point = FixedPoint(point.coding, 5, ("loss",), 1, CONTEXT)
+    with pytest.raises(LocalProtocolError, match="no metrics"):
+        point.encode(update_of([0.0], 1, loss=1.0), entropy_of(0))
+
+
+@pytest.mark.parametrize(("radius", "variance"), [(0, 1), (2**40 + 1, 1), (1, 0), (1, 2**58 + 1)])
+def test_noise_that_cannot_be_is_refused(radius: int, variance: int) -> None:
+    with pytest.raises(InputError, match="noise's"):
+        Noise(radius, variance)
+
+
+def test_noise_without_room_is_refused_with_a_remedy() -> None:
+    with pytest.raises(InputError, match=r"the noise: .* raise coding\.clip"):
+        FixedPoint(Coding(1.0, 16, 1, noise=Noise(10, 2**58)), 5, (), 1, CONTEXT)

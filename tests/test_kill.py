@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from tiny import WHOLE, differing, experiment, facts, write_people
 
+from privfr.privacy.accounting import epsilon_of_rho
+from privfr.privacy.ledger import Ledger
 from privfr.report import Report
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -155,3 +157,39 @@ def test_twenty_kills(kills: Kills, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         sys.stderr.write(f"\n20 kills over {kills.seconds:.1f} s, in: {', '.join(stages)}\n")
     assert len(set(stages)) >= 4, stages
+
+
+PRIVATE = {
+    "privacy.level": "both", "privacy.accountant": "rdp", "data.clients": 4, "federation.rounds": 4,
+    "federation.backend": "masking", "privacy.corruption": 0.0, "pretraining.epochs": 0, "baselines": [],
+}  # fmt: skip
+
+
+def spent(out: Path) -> list[float]:
+    """What each client's file says it has spent, client level."""
+    return [Ledger(path).rho for path in sorted(out.glob("clients/*/privacy.jsonl"))]
+
+
+def test_a_private_run_killed_at_any_moment_forgets_nothing_it_spent(kills: Kills) -> None:
+    """Six kills: what is spent never falls, the budget holds, the report says what the files say."""
+    out, log = kills.root / "private", kills.root / "private.log"
+    config = kills.root / "private.toml"
+    people = kills.root / "people"
+    config.write_text(
+        experiment(people, WHOLE, **{k.replace(".", "__"): v for k, v in PRIVATE.items()}).to_toml()
+    )
+    draw, before = random.Random(3), [0.0] * 4
+    arguments = ["run", "--config", str(config), "--out", str(out)]
+    for _ in range(6):
+        if not killed(arguments, log, 0.1 + 0.5 * draw.random() * kills.seconds, out):
+            break
+        now = spent(out) or before
+        assert all(a >= b * (1 - 1e-12) for a, b in zip(now, before, strict=True))
+        before, arguments = now, ["run", "--resume", str(out)]
+    finish(["run", "--resume", str(out)], log)
+    report, found = Report.load(out / "report.json"), spent(out)
+    assert all(a >= b * (1 - 1e-12) for a, b in zip(found, before, strict=True))
+    client, example = report.privacy
+    assert client.clients == tuple(epsilon_of_rho(rho, client.delta) for rho in found)
+    assert max(client.epsilon, example.epsilon) <= 8 * (1 + 1e-9)
+    assert report.finished and (len(report.rounds) == 4 or report.stopped)

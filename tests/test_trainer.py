@@ -296,6 +296,15 @@ def test_shifting_moves_pictures_and_keeps_their_size(method: Supervised, faces:
     assert moved == again != still
 
 
+def test_dropping_is_part_of_training_alone_and_follows_its_generator(
+    method: Supervised, faces: Faces
+) -> None:
+    whole, _ = fitted(method, faces, epochs=2)
+    dropped, _ = fitted(method, faces, epochs=2, dropout=0.4)
+    again, _ = fitted(method, faces, epochs=2, dropout=0.4)
+    assert dropped == again != whole
+
+
 def test_stepped_hears_every_step(method: Supervised, faces: Faces, start: Vector) -> None:
     one, heard = learner(method, faces), []
     one.stepped = lambda done, total, loss: heard.append((done, total))

@@ -390,7 +390,9 @@ def test_spec(case: Given) -> None:
     parameters = b""
     if "coding" in given:
         found = Parameters(
-            Coding(*given["coding"]), graph.Graph(*given["graph"]), graph.Committee(*given["committee"])
+            msgspec.convert(given["coding"], Coding),
+            graph.Graph(*given["graph"]),
+            graph.Committee(*given["committee"]),
         )
         parameters = msgspec.msgpack.encode(found)
     assert parameters.hex() == gives["parameters"]

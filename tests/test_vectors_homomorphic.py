@@ -44,7 +44,7 @@ def lattice_of(fields: list[Any]) -> Lattice:
 @cases("lattice", "backend")
 def test_parameters(case: Given) -> None:
     given, gives = case["given"], case["gives"]
-    coding = Coding(*given["coding"])
+    coding = msgspec.convert(given["coding"], Coding)
     found = choose(*rounds.SCHEMES[given["backend"]], given["clients"], coding)
     assert found.prime == gives["prime"]
     assert list(found.primes) == gives["primes"]
@@ -59,7 +59,10 @@ def test_parameters(case: Given) -> None:
 @bad("lattice", "backend")
 def test_refused_parameters(case: Given) -> None:
     given = case["given"]
-    refused(case, lambda: rounds.plan(given["backend"], given["clients"], Coding(*given["coding"])))
+    refused(
+        case,
+        lambda: rounds.plan(given["backend"], given["clients"], msgspec.convert(given["coding"], Coding)),
+    )
 
 
 @bad("lattice", "lattice")

@@ -14,6 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from privfr.evaluation import Evaluation
     from privfr.federation import RoundReport
+    from privfr.privacy.guard import Guarantee
     from privfr.report import Event, Report
 
 # No markup: a path such as "runs/[1]" is not a style.
@@ -176,7 +177,11 @@ def report(result: Report, directory: str) -> None:
     out.print(f"server learns: {result.server_learns}. {result.trust}", soft_wrap=True)
     if "corrupt" in result.security:
         promise(result.security)
-    if any(r.error for r in result.rounds):
+    for level in result.privacy:
+        _guarantee(level)
+    if result.stopped:
+        out.print(f"stopped early: {result.stopped}", soft_wrap=True)
+    if any(r.error for r in result.rounds) and not result.privacy:
         clipped = sum(r.saturated for r in result.rounds)
         worst = max(r.error for r in result.rounds)
         out.print(
@@ -187,6 +192,26 @@ def report(result: Report, directory: str) -> None:
     for line in result.discloses:
         out.print(f"also leaves the device: {line}")
     out.print(f"\nrun directory: {directory}", soft_wrap=True)
+
+
+def _guarantee(found: Guarantee) -> None:
+    """Say what a level of differential privacy promises, and what it does not."""
+    budget = f" of a budget of {found.budget:g}" if found.budget else ", without a budget"
+    lowest = min(found.clients)
+    least = f"; the least of a client's {lowest:.2f}" if lowest < found.epsilon else ""
+    out.print(
+        f"\n{found.level}-level differential privacy: epsilon {found.epsilon:.2f}{budget} at delta "
+        f"{found.delta:.1e}, for the run and for the worst client{least}",
+        style="bold",
+        soft_wrap=True,
+    )
+    out.print(
+        f"noise {found.noise:.3g} times the clip of {found.clip:g}; accountant {found.accountant}; two "
+        f"worlds: {found.adjacency}; against {found.against}",
+        soft_wrap=True,
+    )
+    for each in found.not_covered:
+        out.print(f"not covered: {each}", soft_wrap=True)
 
 
 def promise(found: dict[str, float]) -> None:

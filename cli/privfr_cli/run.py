@@ -46,14 +46,26 @@ def command(
     backbone: Annotated[Text, typer.Option(help="small, resnet, mobilefacenet, sphere20, sphere64.")] = None,
     size: Annotated[Whole, typer.Option(help="Side of the square pictures, in pixels.")] = None,
     head: Annotated[Text, typer.Option(help="cosface, arcface, softmax or sphereface2.")] = None,
+    trainable: Annotated[
+        Text, typer.Option(help="What clients train and share: all, last (layer), adapter or norms.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of local training.")] = None,
     device: Annotated[Text, typer.Option(help="auto, cpu or cuda.")] = None,
     corruption: Annotated[
-        float | None, typer.Option(help="Share of clients that may collude with the server (masking).")
+        float | None,
+        typer.Option(help="Share of clients that may collude with the server (masking, --dp client)."),
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(help="Share of clients that may be lost in a round (masking).")
+        float | None,
+        typer.Option(help="Share of clients that may be lost in a round (masking, --dp client)."),
     ] = None,
+    dp: Annotated[
+        Text, typer.Option(help="Differential privacy: none, example (a picture), client (a person) or both.")
+    ] = None,
+    target_epsilon: Annotated[
+        float | None, typer.Option(help="Privacy budget of all rounds, for each level of --dp.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Its delta; 0 to work it out.")] = None,
     losses: Annotated[float | None, typer.Option(help="Lose this share of messages, by seed.")] = None,
     workers: Annotated[
         Whole, typer.Option(help="Clients trained at once; 0 is one a core, 1 is serial.")
@@ -72,10 +84,13 @@ def command(
     flags = {
         "data.source": data, "data.download": download, "data.clients": clients, "data.public": public,
         "data.test": test, "data.scheme": scheme, "data.per_client": per_client, "data.size": size,
-        "model.backbone": backbone, "method.name": method, "method.head": head, "training.epochs": epochs,
+        "model.backbone": backbone, "method.name": method, "method.head": head,
+        "method.trainable": trainable, "training.epochs": epochs,
         "training.learning_rate": learning_rate, "training.device": device, "pretraining.epochs": pretrain,
         "federation.rounds": rounds, "federation.backend": backend, "engine.name": engine,
-        "masking.corruption": corruption, "masking.dropout": dropout, "engine.workers": workers,
+        "masking.corruption": corruption, "masking.dropout": dropout, "privacy.corruption": corruption,
+        "privacy.dropout": dropout, "privacy.level": dp, "privacy.epsilon": target_epsilon,
+        "privacy.delta": delta, "engine.workers": workers,
         "engine.losses": losses, "seed": seed, "baselines": baseline or None,
     }  # fmt: skip
     changes = {key: value for key, value in flags.items() if value is not None} | _settings(set_ or [])

@@ -8,6 +8,7 @@ float32 sum, so engines hand answers over in the outbox's order.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class ClientState(msgspec.Struct, frozen=True):
 
 @dataclass(repr=False)
 class ServerState:
-    """The running sum, a second buffer of its size, and whose summands are in the sum."""
+    """The running sum, a second buffer of its size, and whose summands are in the sum. entropy: of noise."""
 
     spec: RoundSpec
     context: bytes
@@ -69,6 +70,7 @@ class ServerState:
     total: NDArray[Any]
     spare: NDArray[Any]
     survivors: list[ClientId]
+    entropy: Entropy = secrets.token_bytes
 
 
 def plan(clients: int, threshold: int, coding: Coding | None, options: Mapping[str, Any]) -> bytes:
@@ -154,6 +156,9 @@ def _add_floats(state: ServerState, summand: Vector) -> None:
 def close(state: ServerState) -> tuple[ServerState, Sealed]:
     """End the round with the sum."""
     if state.point:
+        noise = state.point.coding.noise
+        if noise and noise.central:
+            state.point.blur(state.total, noise.variance, state.entropy)
         bulk = pack(state.total, state.point.modulus_bits)
     else:
         bulk = np.ascontiguousarray(state.total, "<f4").data.cast("B")
@@ -188,4 +193,5 @@ PLAIN = Backend(
     server_state=server_state,
     open=open_sum,
     check=check,
+    central=True,
 )

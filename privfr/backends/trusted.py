@@ -76,6 +76,7 @@ class Aggregator:
     """
 
     def __init__(self, entropy: Entropy, floor: int = 2) -> None:
+        self._entropy = entropy
         self._key = PrivateKey(entropy(PrivateKey.SIZE))
         self._box = SealedBox(self._key)
         self._floor = floor
@@ -107,7 +108,9 @@ class Aggregator:
         if spec.context() in self._opened:
             # The difference of two sums of one round is somebody's update.
             raise WrongPhase("this round was opened before")
-        self._round = ServerSession(plain.PLAIN, spec, plain.server_state(spec))
+        state = plain.server_state(spec)
+        state.entropy = self._entropy
+        self._round = ServerSession(plain.PLAIN, spec, state)
         self._opened.add(spec.context())
         return Accepted()
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from privfr.errors import InputError
 
-__all__ = ["BACKBONES", "Architecture", "backbone", "initialise", "to_tensor"]
+__all__ = ["BACKBONES", "Architecture", "Features", "backbone", "initialise", "to_tensor"]
 
 Size = tuple[int, int]
 
@@ -47,10 +47,31 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(1, channels // 16), channels)
 
 
+class Features(nn.Flatten):
+    """What an embedding is projected from, made flat.
+
+    In training a share of the numbers can be dropped by chance, each picture's own, so that no identity is
+    learnt by a few of them alone (Srivastava et al. 2014; as ArcFace does here, arXiv 1801.07698, 3.1).
+    share: of the numbers.  generator: their coins; None, as outside of `privfr.stepping.dropping`, drops
+    none.
+    """
+
+    share = 0.0
+    generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flatten [n, ...] to [n, numbers]; those that are not dropped grow, so that their mean stays."""
+        flat = super().forward(x)
+        if self.generator is None or not self.share:
+            return flat
+        kept = torch.rand(flat.shape, generator=self.generator) >= self.share
+        return flat * kept.to(flat.device, flat.dtype).div_(1 - self.share)
+
+
 def _embedding(channels: int, size: Size, dim: int) -> nn.Sequential:
     """Flatten what four halvings leave of `size` and project it: faces are aligned, so position tells."""
     height, width = (math.ceil(side / 16) for side in size)
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, dim))
+    return nn.Sequential(Features(), nn.Linear(channels * height * width, dim))
 
 
 class _Residual(nn.Module):
@@ -144,7 +165,7 @@ def _mobilefacenet(size: Size, dim: int) -> nn.Module:
     # Global depthwise convolution: a learnt weight per position instead of an average. No norm follows it:
     # on a 1x1 map GroupNorm would force the same energy on every group of the embedding.
     layers += [nn.Conv2d(512, 512, (size[0] // 16, size[1] // 16), groups=512, bias=False)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, dim, bias=False))
+    return nn.Sequential(*layers, Features(), nn.Linear(512, dim, bias=False))
 
 
 def _sphere_unit(channels: int) -> _Residual:

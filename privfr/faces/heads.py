@@ -178,7 +178,9 @@ class SphereFace2(Head):
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example: float [n]."""
         cosines = self.cosines(embedding)
-        positive = F.one_hot(labels, cosines.shape[1]).to(cosines.dtype)
+        # Not F.one_hot, which looks at the labels' values and so cannot be run example by example by vmap.
+        classes = torch.arange(cosines.shape[1], device=labels.device)
+        positive = (labels[:, None] == classes).to(cosines.dtype)
         sign = 1 - 2 * positive  # -1 for the true class
         # Rounding can carry a cosine past -1, where a fractional power is not a number.
         half = ((cosines + 1) / 2).clamp(min=0)

@@ -30,4 +30,6 @@ def method_of(experiment: Experiment) -> Supervised:
         scale=settings.scale,
         margin=settings.margin,
         restart=settings.restart,
+        trainable=settings.trainable,
+        rank=settings.rank,
     )

@@ -13,36 +13,45 @@ from torch import Tensor, nn
 from privfr.faces.datasets import Faces
 from privfr.faces.recogniser import embed
 
-__all__ = ["FaceModel", "Method", "class_means"]
+__all__ = ["FaceModel", "Method", "class_means", "is_private"]
 
 
 class FaceModel(nn.Module):
-    """A backbone, which is shared, and a head, which is not; tensors are named backbone.* and head.*."""
+    """A backbone and maybe an adapter of its embedding, to share, and a head, which is private.
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    Tensors are named backbone.*, adapter.* and head.*.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, adapter: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        self.adapter = nn.Identity() if adapter is None else adapter
         self.head = head
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example: float32 [n].  images: float32 [n, 3, height, width]; labels: int64 [n]."""
         embedding = self.backbone(images)
-        # The head always in float32: margins of a few hundredths drown in bfloat16's eight bits.
+        # The head always in float32: margins of a few hundredths drown in bfloat16's eight bits. So does what
+        # an adapter adds.
         with torch.autocast(images.device.type, enabled=False):
-            loss: Tensor = self.head(embedding.float(), labels)
+            loss: Tensor = self.head(self.adapter(embedding.float()), labels)
         return loss
 
 
 class Method(Protocol):
     """What is learnt from faces.
 
+    Each tensor is of one of three kinds: shared, which is trained and sent; frozen, which is not trained and
+    the same for all; private, which is trained and stays on the device.
     metrics: names of what `loss` averages report, in summand order.  discloses: what leaves the device
-    beside the shared tensors and metrics inside the sum; printed in every report.
+    beside the shared tensors and metrics inside the sum; printed in every report.  per_example: whether an
+    example's loss depends on that example alone, which example-level privacy needs.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     discloses: ClassVar[tuple[str, ...]]
+    per_example: ClassVar[bool]
 
     def build(self, identities: int, seed: int) -> nn.Module:
         """Make the module one client trains, the same for the same seed."""
@@ -50,11 +59,19 @@ class Method(Protocol):
     def shared(self, tensor: str) -> bool:
         """Whether the tensor of this name is part of the shared vector."""
 
+    def frozen(self, tensor: str) -> bool:
+        """Whether the tensor of this name stays as it is."""
+
     def start(self, module: nn.Module, faces: Faces, fresh: bool) -> None:
         """Prepare the private tensors at a round's start. fresh: whether this client has none yet."""
 
     def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example: float32 [n], never reduced, so that privacy can clip each by itself."""
+
+
+def is_private(method: Method, tensor: str) -> bool:
+    """Tell whether the tensor of this name is trained and stays on the device."""
+    return not (method.shared(tensor) or method.frozen(tensor))
 
 
 def class_means(backbone: nn.Module, faces: Faces) -> Tensor:

@@ -363,6 +363,13 @@ FLAGS = {
     ("--method", "suprvised"): ["suprvised", "did you mean 'supervised'"],
     ("--backbone", "smal"): ["smal", "did you mean 'small'"],
     ("--head", "cosfac"): ["method.head", "cosfac", "cosface", "arcface", "softmax", "sphereface2"],
+    ("--trainable", "adaptor"): ["method.trainable", "adaptor", "all, last, adapter, norms"],
+    ("--trainable", "adapter", "--set", "method.rank=0"): ["method.rank", ">= 1"],
+    ("--trainable", "norms", "--backbone", "sphere20", "--set", "data.size=[112, 96]"): [
+        "method.trainable",
+        "sphere20",
+        "take last or adapter",
+    ],
     ("--scheme", "some"): ["data.scheme", "some", "one, many, dirichlet"],
     ("--engine", "remote"): ["engine.name", "remote", "local"],
     ("--device", "gpu"): ["training.device", "gpu", "auto, cpu, cuda"],

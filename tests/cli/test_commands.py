@@ -95,6 +95,14 @@ def test_run_takes_a_default_directory(
     assert RunDirectory(directory).report().finished
 
 
+def test_trainable_shares_a_part(privfr: Command, people: Path, tmp_path: Path) -> None:
+    flags = ["--trainable", "adapter", "--set", "method.rank=2", "--json"]
+    report = privfr("run", "--data", people, "--out", tmp_path / "r", *FLAGS, *flags).done().json
+    assert report["parameters"] == 2 * 2 * 128
+    assert load_experiment(tmp_path / "r" / "experiment.toml").method.trainable == "adapter"
+    privfr("evaluate", tmp_path / "r", "--data", people, "--json").done()
+
+
 def test_config_and_flags_give_one_experiment(
     privfr: Command, people: Path, ran: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -123,6 +131,7 @@ def test_every_flag_reaches_its_key(privfr: Command, people: Path, tmp_path: Pat
         "--epochs": 2, "--public": 3, "--test": 3, "--scheme": "many", "--per-client": 2, "--pretrain": 1,
         "--backbone": "small", "--size": 64, "--head": "softmax", "--learning-rate": 0.01, "--device": "cpu",
         "--losses": 0.1, "--workers": 1, "--seed": 9, "--corruption": 0.2, "--dropout": 0.1,
+        "--trainable": "norms", "--dp": "example", "--target-epsilon": 900, "--delta": 1e-6,
         "--baseline": "centralised", "--set": "engine.cores=1",
     }  # fmt: skip
     words = [word for pair in flags.items() for word in pair]
@@ -130,9 +139,10 @@ def test_every_flag_reaches_its_key(privfr: Command, people: Path, tmp_path: Pat
     wanted = {
         "federation.backend": "trusted", "data.clients": 2, "federation.rounds": 1, "training.epochs": 2,
         "data.public": 3, "data.test": 3, "data.per_client": 2, "pretraining.epochs": 1,
-        "method.head": "softmax",
+        "method.head": "softmax", "method.trainable": "norms",
         "training.learning_rate": 0.01, "training.device": "cpu", "engine.losses": 0.1, "engine.workers": 1,
-        "masking.corruption": 0.2, "masking.dropout": 0.1,
+        "masking.corruption": 0.2, "masking.dropout": 0.1, "privacy.corruption": 0.2, "privacy.dropout": 0.1,
+        "privacy.level": "example", "privacy.epsilon": 900, "privacy.delta": 1e-6,
         "seed": 9, "baselines": ["centralised"], "engine.cores": 1, "data.source": str(people),
     }  # fmt: skip
     assert load_experiment(tmp_path / "r" / "experiment.toml") == load_experiment(None, wanted).resolved()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from privfr.errors import InputError
-from privfr.faces.backbones import BACKBONES, backbone, initialise, to_tensor
+from privfr.faces.backbones import BACKBONES, Features, backbone, initialise, to_tensor
+from privfr.stepping import dropping
 
 EVERY = [(name, size) for name, entry in BACKBONES.items() for size in entry.sizes]
 
@@ -143,3 +144,29 @@ def test_a_size_the_network_does_not_take_is_refused() -> None:
         backbone("sphere20", (64, 64))
     with pytest.raises(InputError, match="dim"):
         backbone("small", dim=0)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_can_drop_features(name: str) -> None:
+    module, (height, width) = backbone(name), BACKBONES[name].sizes[0]
+    images = torch.rand(4, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        whole = module(images)
+        with dropping(module, 0.5, torch.Generator().manual_seed(2)):
+            dropped = module(images)
+        assert not torch.equal(dropped, whole)
+        assert torch.equal(module(images), whole)  # nothing is dropped any more
+
+
+def test_dropping_keeps_the_mean_and_gives_each_picture_its_own() -> None:
+    features = Features()
+    ones = torch.ones(200, 5, 10, 10)
+    with dropping(features, 0.4, torch.Generator().manual_seed(3)):
+        found = features(ones)
+    assert found.shape == (200, 500)
+    assert found.unique().tolist() == [0.0, pytest.approx(1 / 0.6)]
+    assert abs(float(found.mean()) - 1) < 0.01
+    assert not torch.equal(found[0], found[1])
+    with pytest.raises(RuntimeError), dropping(features, 0.4, torch.Generator()):
+        raise RuntimeError
+    assert torch.equal(features(ones), ones.flatten(1))

@@ -533,8 +533,8 @@ def spec() -> Case:
         made_up("model"),
         made_up("config"),
     ]
-    settings = [1.0, 16, 4096, "stochastic", True], [19, 13], [300, 113]
-    whole = [4, 16, 100, "nearest", False], [19, 13], [24, 13]
+    settings = [1.0, 16, 4096, "stochastic", True, None], [19, 13], [300, 113]
+    whole = [4, 16, 1, "nearest", False, [1000, 50, True]], [19, 13], [24, 13]
     for name, fields, parameters in [
         ("the smallest", plain, None),
         ("all widths", long, settings),
@@ -580,7 +580,7 @@ def _bad_specs(plain: list[Any], settings: tuple[Any, ...]) -> list[Case]:
         "empty": b"", "cut off": good[:-1], "a byte too many": good + b"\0",
         "a clip that is an integer": good.replace(ref.msgpack(1.0), b"\x01"),
         "an integer wider than need be": good[:-1] + b"\xcc" + good[-1:],
-        "25 bits": ref.msgpack([[1.0, 25, 4096, "nearest", False], *settings[1:]]),
+        "25 bits": ref.msgpack([[1.0, 25, 4096, "nearest", False, None], *settings[1:]]),
         "no graph and committee": ref.msgpack([settings[0]]),
         "no committee": ref.msgpack(settings[:2]),
         "a committee without a quorum": ref.msgpack([*settings[:2], [30]]),

@@ -62,7 +62,7 @@ def lattice() -> File:
 
 
 def _choice(name: str, clients: int, bits: int) -> Case:
-    coding = [0.25, bits, 1000, "nearest", False]
+    coding = [0.25, bits, 1000, "nearest", False, None]
     found = lat.choose(*BACKENDS[name], clients, bits)
     prime, spare = found.moduli
     gives = {
@@ -114,7 +114,7 @@ def _bad_lattices() -> list[Case]:
     prime = lat.prime_of(40, 4096)
     good = lat.packed([prime - 1, 0, 1], 40)
     unused = lat.packed([1], 33)
-    coding = [0.25, 6, 1000, "nearest", False]
+    coding = [0.25, 6, 1000, "nearest", False, None]
     return [
         wrong("a sum that no slot holds", "InputError", backend="ckks-authority", clients=2**26,
               coding=coding),

@@ -201,11 +201,11 @@ def _bad_begins(r: ref.Round) -> Frames:
     yield "nothing", "BadFrame", b""
     yield "a byte too many", "BadFrame", begin + b"\0"
     yield "a byte short", "BadFrame", begin[:-1]
-    # The round's number, 7, as it could also be written.
+    # The round's number, 15, as it could also be written.
     yield (
         "an integer wider than need be",
         "BadFrame",
-        begin.replace(made_up("run", 16) + b"\x07", made_up("run", 16) + b"\xcc\x07"),
+        begin.replace(made_up("run", 16) + b"\x0f", made_up("run", 16) + b"\xcc\x0f"),
     )
     yield "a keybook", "WrongPhase", r.keybook([0, 3])
     for what, at, value in (

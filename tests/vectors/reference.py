@@ -41,6 +41,8 @@ class Draws:
 
 def msgpack(value: Any) -> bytes:
     """Encode a value as https://github.com/msgpack/msgpack/blob/master/spec.md says."""
+    if value is None:
+        return b"\xc0"
     if isinstance(value, bool):
         return b"\xc3" if value else b"\xc2"
     if isinstance(value, int):
@@ -499,6 +501,8 @@ class Round:
         self.context = context_of(self.wire_spec)
         self.members = members(self.spec[3], self.context, size)
         clients, metrics, size = len(self.spec[3]), self.spec[5], self.spec[6]
+        *coding, noise = coding
+        assert noise is None
         settings = dict(zip(("clip", "bits", "max_weight", "rounding", "rotate"), coding, strict=True))
         self.code = Code(**settings, clients=clients, metrics=metrics, size=size, context=self.context)
 

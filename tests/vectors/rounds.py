@@ -37,8 +37,8 @@ ABOUT = (
 
 ROSTER = [0, 3, 200, 70_000, 5_000_000_000]  # every width that msgpack has for them but one
 METRICS = ["loss", "accuracy"]
-NEAREST = [4.0, 16, 100, "nearest", False]
-ROTATED = [4.0, 20, 100, "stochastic", True]
+NEAREST = [4.0, 16, 100, "nearest", False, None]
+ROTATED = [4.0, 20, 100, "stochastic", True, None]
 MODEL = [0.0] * 5
 
 LOST = "lost in advertise and mask"
@@ -79,7 +79,7 @@ def played(name: str) -> ref.Round:
     seed, backend, coding, graph, committee, lost = ROUNDS[name]
     spec = [
         made_up("run", 16),
-        7,
+        15,
         backend,
         ROSTER,
         3,

@@ -34,6 +34,7 @@ BFV = Backend(
     name="bfv",
     server_learns="nothing",
     trust="The server sees no sum and no model; a single client that helps it can show it every update.",
+    caveat="what a client that helps the server opens: each update, with that client's own noise alone",
     client_steps=(
         ClientStep("offer", Begin, clients.offer),
         ClientStep("contribute", Chosen, clients.contribute),

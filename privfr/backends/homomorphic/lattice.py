@@ -107,7 +107,7 @@ def choose(scheme: SchemeName, symmetric: bool, clients: int, coding: Coding) ->
 
     Raises `InputError` where not even one value fits a slot.
     """
-    largest = clients * ((1 << (coding.bits - 1)) - 1)  # |sum| of one lane
+    largest = coding.reach(clients)  # |sum| of one lane
     lane_bits = 1 + largest.bit_length()
     fitting = []
     for values in range(1, 64 // lane_bits + 1):

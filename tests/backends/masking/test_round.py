@@ -300,7 +300,8 @@ def test_the_property_above_meets_every_case() -> None:
                 round_ = round_of(
                     "masking", whole_updates(7), Graph(4, 3), 3, seed=seed, committee=Committee(4, 3)
                 )
-                played = assert_as_foretold(round_, dict.fromkeys(range(1, lost + 1), phase))
+                who = range(1 + seed % 2, lost + 1 + seed % 2)
+                played = assert_as_foretold(round_, dict.fromkeys(who, phase))
                 wanting = [
                     what for what in ("holders", "shares of", "committee") if what in str(played.error)
                 ]

@@ -1,0 +1,189 @@
+"""Whole runs under a budget: over backends, interruptions, losses, to the last round and beyond."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+from tiny import TINY, experiment, write_people
+
+from privfr.errors import BudgetSpent, InputError
+from privfr.privacy.accounting import epsilon_of_rho
+from privfr.privacy.ledger import Ledger
+from privfr.report import ClientTrained, Event, Notice, Report, RoundEnded
+from privfr.runs import client_level, resume, run
+
+PRIVATE = TINY | {"data.clients": 6, "data.test": 5, "privacy.level": "client", "privacy.corruption": 0.1}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("data") / "people", identities=11)
+
+
+def ledgers(directory: Path) -> list[Ledger]:
+    return [Ledger(path) for path in sorted(directory.glob("clients/*/privacy.jsonl"))]
+
+
+@pytest.mark.parametrize("backend", ["plain", "trusted", "masking", "bfv", "ckks-authority"])
+def test_a_budget_is_kept_on_every_backend(people: Path, tmp_path: Path, backend: str) -> None:
+    found = run(experiment(people, PRIVATE, federation__backend=backend), tmp_path / "run")
+    (level,) = found.privacy
+    central = backend in ("plain", "trusted")
+    assert (level.level, level.budget, level.delta) == ("client", 8.0, 1e-5)
+    assert level.clients == (level.epsilon,) * 6
+    # Nobody was lost, so that clients' own shares leave some of the budget.
+    assert (7.9 < level.epsilon <= 8.0) if central else (level.epsilon <= 8.0)
+    assert found.final is not None and found.finished and not found.stopped
+    assert found.experiment["coding"]["max_weight"] == 1
+    assert all(not each.metrics and each.saturated == 0 and each.weight == 6 for each in found.rounds)
+    assert Report.load(tmp_path / "run" / "report.json").privacy == found.privacy
+    moved = safetensors.torch.load_file(tmp_path / "run" / "models" / "federated.safetensors")
+    before = safetensors.torch.load_file(tmp_path / "run" / "models" / "untrained.safetensors")
+    assert any(not np.array_equal(moved[name], before[name]) for name in before)
+
+
+def test_noise_is_fresh_in_every_run(people: Path, tmp_path: Path) -> None:
+    """The same seed twice: all that differs is the noise, which follows no seed."""
+    for name in ("a", "b"):
+        run(experiment(people, PRIVATE, federation__rounds=1), tmp_path / name)
+    a, b = (safetensors.torch.load_file(tmp_path / n / "models" / "federated.safetensors") for n in "ab")
+    assert all(not np.array_equal(a[name], b[name]) for name in a)
+
+
+class Interrupt:
+    """Break a run off, once, at the n-th step of a client's."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, event: Event) -> None:
+        self.left -= isinstance(event, ClientTrained)
+        if self.left == 0:
+            self.left = -1
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("at", [1, 4, 6, 7, 11, 17])
+def test_an_interrupted_round_stays_paid(people: Path, tmp_path: Path, at: int) -> None:
+    """And so there may be a round less in the end, never more noise-free rounds than the budget allows."""
+    wanted = experiment(people, PRIVATE, federation__rounds=3, federation__backend="masking")
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, tmp_path / "run", Interrupt(at))
+    before = [each.rho for each in ledgers(tmp_path / "run")]
+    found = resume(tmp_path / "run")
+    after = [each.rho for each in ledgers(tmp_path / "run")]
+    assert all(now >= then for then, now in zip(before, after, strict=False))
+    assert found.finished and found.privacy[0].epsilon <= 8.0 * (1 + 1e-9)
+    paid = [path.read_text().count('"round"') - path.read_text().count("settles")
+            for path in sorted((tmp_path / "run").glob("clients/*/privacy.jsonl"))]  # fmt: skip
+    assert all(count >= len(found.rounds) for count in paid)
+    assert found.privacy[0].clients == tuple(epsilon_of_rho(rho, 1e-5) for rho in after)
+
+
+def test_a_run_ends_where_its_budget_does(people: Path, tmp_path: Path) -> None:
+    """Noise for two rounds, and five are asked for: model and report are kept."""
+    two = run(experiment(people, PRIVATE, federation__rounds=2), tmp_path / "two")
+    told: list[Event] = []
+    wanted = experiment(
+        people, PRIVATE, federation__rounds=5, privacy__client_noise=two.privacy[0].noise * 1.0001
+    )
+    found = run(wanted, tmp_path / "five", told.append)
+    assert len([event for event in told if isinstance(event, RoundEnded)]) == len(found.rounds) == 2
+    assert found.finished and found.final is not None
+    assert "round 3 of 5" in found.stopped
+    assert any(isinstance(event, Notice) and "stopped" in event.text for event in told)
+    assert (tmp_path / "five" / "models" / "federated.safetensors").exists()
+
+
+def test_a_budget_that_pays_for_no_round_is_an_error(people: Path, tmp_path: Path) -> None:
+    wanted = experiment(people, PRIVATE, privacy__client_noise=0.1, privacy__epsilon=1.0)
+    with pytest.raises(BudgetSpent, match=r"privacy\.epsilon: .* does not pay"):
+        run(wanted, tmp_path / "run")
+
+
+def test_a_round_that_loses_more_than_was_stated_has_no_sum(people: Path, tmp_path: Path) -> None:
+    """The threshold follows from the stated losses, since noise is planned for that many."""
+    lossy = {"engine.losses": 0.5, "engine.phases": ["begin"], "privacy.dropout": 0.0}
+    found = run(experiment(people, PRIVATE | lossy, federation__backend="masking"), tmp_path / "run")
+    assert found.experiment["federation"]["threshold"] == 6
+    assert all(each.failed for each in found.rounds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"privacy.delta": 0.2}, r"privacy\.delta: 0\.2 is not below one in 6 clients"),
+        ({"privacy.epsilon": 0.0}, r"privacy\.epsilon: 0 is no budget"),
+        ({"privacy.corruption": 0.9, "federation.backend": "masking"}, r"privacy\.corruption: of 6 clients"),
+        ({"privacy.client_clip": 1e-6}, r"privacy\.client_clip"),
+        ({"privacy.client_clip": 3e3}, r"the noise"),
+    ],
+)
+def test_a_privacy_that_cannot_be_is_refused_before_anything_is_done(
+    people: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(experiment(people, PRIVATE | changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("level", ["example", "both"])
+def test_both_levels_are_reported_apart(people: Path, tmp_path: Path, level: str) -> None:
+    changes = {"privacy.level": level, "privacy.accountant": "rdp", "federation.backend": "masking"}
+    found = run(experiment(people, PRIVATE | changes), tmp_path / "run")
+    kinds = [each.level for each in found.privacy]
+    assert kinds == (["example"] if level == "example" else ["client", "example"])
+    example = found.privacy[-1]
+    assert 0 < example.epsilon <= 8.0 and len(example.clients) == 6
+    assert example.accountant == "rdp" and "one picture" in example.adjacency
+    assert found.final is not None and all(not each.metrics for each in found.rounds)
+    for ledger in ledgers(tmp_path / "run"):
+        _, rate, steps = ledger.steps[0]
+        assert (rate, steps, len(ledger.steps)) == (1.0, 1, 2)
+        assert (ledger.rho > 0) == (level == "both")
+    if level == "example":  # the weight is still the number of pictures
+        assert found.rounds[0].weight == 24
+
+
+@pytest.mark.parametrize("part", ["norms", "adapter"])
+@pytest.mark.parametrize("backend", ["plain", "masking"])
+def test_noise_is_on_the_part_that_is_trained_alone(
+    people: Path, tmp_path: Path, part: str, backend: str
+) -> None:
+    """Both levels: what is frozen stays as it was, to the bit, and the noise is planned for fewer numbers."""
+    changes = {"privacy.level": "both", "privacy.accountant": "rdp", "method.trainable": part}
+    wanted = experiment(people, PRIVATE | changes, method__rank=4, federation__backend=backend)
+    found = run(wanted, tmp_path / "run")
+    assert found.parameters == (640 if part == "norms" else 2 * 4 * 128)
+    assert [each.level for each in found.privacy] == ["client", "example"]
+    assert all(0 < each.epsilon <= 8.0 for each in found.privacy)
+    assert all(each.saturated == 0 and not each.failed for each in found.rounds)
+    before, after = (
+        safetensors.torch.load_file(tmp_path / "run" / "models" / f"{name}.safetensors")
+        for name in ("untrained", "federated")
+    )
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    norms = {f"{layer}.{kind}" for layer in (1, 4, 7, 10) for kind in ("weight", "bias")}
+    # With a bias of 0 there is nothing for an adapter to act on.
+    assert moved == (norms if part == "norms" else {"12.1.weight"})
+
+
+@pytest.mark.parametrize("part", ["all", "norms", "adapter"])
+def test_client_noise_is_planned_for_the_numbers_shared(part: str) -> None:
+    wanted = experiment("synthetic", PRIVATE, method__trainable=part, method__rank=4)
+    level = client_level(wanted.resolved(6, 16))
+    assert level is not None
+    assert level.size == {"all": 448096, "norms": 640, "adapter": 1024}[part]
+
+
+def test_an_example_budget_ends_a_run_too(people: Path, tmp_path: Path) -> None:
+    base = PRIVATE | {"privacy.level": "example", "privacy.accountant": "rdp"}
+    two = run(experiment(people, base), tmp_path / "two")
+    more = base | {"privacy.example_noise": two.privacy[0].noise * 1.0001, "federation.rounds": 4}
+    found = run(experiment(people, more), tmp_path / "four")
+    assert len(found.rounds) == 2 and "round 3 of 4" in found.stopped
