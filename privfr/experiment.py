@@ -117,8 +117,8 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """How a network is trained in one place: the common start, and the centralised baseline.
 
     epochs: on the public identities; 0 for a random start. The baseline takes as many as a client does in all
-    rounds.  weight_decay, shift, dropout, learning_rate, decay: as in `Training`.  margin: of the head, which
-    it rises to from 0 over the first `warmup` of the epochs.
+    rounds.  weight_decay, shift, dropout, learning_rate, decay: as in `Training`.  scale, margin: of the head;
+    0 for the method's scale. The margin is reached from 0 over the first `warmup` of the epochs.
     """
 
     epochs: Count = 0
@@ -128,6 +128,7 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
     shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
     dropout: Share = 0.0
+    scale: AtLeast0 = 0.0
     margin: AtLeast0 = 0.2
     warmup: Share = 0.3
 

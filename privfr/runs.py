@@ -508,7 +508,8 @@ class _Run:
 
         def raise_margin(epoch: int) -> None:
             reached = min(1.0, epoch / (wanted.warmup * epochs)) if wanted.warmup else 1.0
-            learner.method = replace(part.method, margin=wanted.margin * reached)
+            scale = wanted.scale or part.method.scale
+            learner.method = replace(part.method, margin=wanted.margin * reached, scale=scale)
 
         return self._alone(stage, learner, part.start, self.place.model(f"{stage}-state"), raise_margin)
 

@@ -454,3 +454,15 @@ def test_what_names_people_is_readable_by_its_owner_alone(whole: tuple[Path, Rep
 def test_a_threshold_of_one_is_refused(people: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="threshold: 1"):
         run(experiment(people, federation__threshold=1), tmp_path / "run")
+
+
+def test_pretraining_can_have_a_scale_of_its_own(
+    people: Path, whole: tuple[Path, Report], tmp_path: Path
+) -> None:
+    """The method's own unless said otherwise; clients keep theirs."""
+    run(experiment(people, WHOLE, pretraining__scale=30.0), tmp_path / "same")
+    assert differing(tmp_path / "same", whole[0]) == []
+    run(experiment(people, WHOLE, pretraining__scale=8.0), tmp_path / "other")
+    found = differing(tmp_path / "other", whole[0])
+    assert {"models/pretrained.safetensors", "models/centralised.safetensors"} <= set(found)
+    assert "models/untrained.safetensors" not in found
