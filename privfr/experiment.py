@@ -117,8 +117,8 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """How a network is trained in one place: the common start, and the centralised baseline.
 
     epochs: on the public identities; 0 for a random start. The baseline takes as many as a client does in all
-    rounds.  weight_decay, shift, dropout, learning_rate, decay: as in `Training`.  scale, margin: of the head;
-    0 for the method's scale. The margin is reached from 0 over the first `warmup` of the epochs.
+    rounds.  weight_decay, shift, dropout, learning_rate, decay: as in `Training`.  scale, margin: of the
+    head; 0 for the method's scale. The margin is reached from 0 over the first `warmup` of the epochs.
     """
 
     epochs: Count = 0
