@@ -75,7 +75,7 @@ def test_blocks_of_integers_are_filled_evenly() -> None:
 
 
 @given(st.integers(0, 2**64 - 1), st.sampled_from(VARIANCES))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_each_draw_is_the_cell_in_which_the_uniform_number_lies(word: int, variance: Fraction) -> None:
     """Against an inversion with 40 digits: cells outwards from 0, by weights of the formula itself."""
     noise = DiscreteGaussian(variance)
