@@ -137,7 +137,8 @@ class Coding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
                     f"the noise: a sum over {clients} clients then needs {needed} bits and 32 is the most; "
                     "raise coding.clip, or set coding.bits lower"
                 )
-            most = max((bits for bits in range(2, 25) if _modulus_bits(bits, clients) <= 32), default=0)
+            smaller = (msgspec.structs.replace(self, bits=bits) for bits in range(2, 25))
+            most = max((each.bits for each in smaller if each.modulus_bits(clients) <= 32), default=0)
             remedy = f"set bits to {most} or less" if most else "let fewer clients take part in a round"
             raise InputError(
                 f"bits is {self.bits}: a sum over {clients} clients then needs {needed} bits and 32 is the "
@@ -427,10 +428,6 @@ class _Rounding:
 def _largest(bits: int) -> int:
     """L: the largest value of one client's lane."""
     return (1 << (bits - 1)) - 1
-
-
-def _modulus_bits(bits: int, clients: int) -> int:
-    return 1 + (clients * _largest(bits)).bit_length()
 
 
 def _mask(bits: int) -> np.uint32:

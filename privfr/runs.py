@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -150,6 +150,7 @@ def _parameters(experiment: Experiment) -> bytes:
     )
 
 
+@lru_cache(maxsize=4)  # the same for every client, and it builds a network and searches for the noise
 def client_level(experiment: Experiment) -> ClientLevel | None:
     """Noise of the client level, as server and clients each work it out from the experiment."""
     privacy, federation = experiment.privacy, experiment.federation

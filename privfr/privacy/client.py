@@ -43,8 +43,7 @@ class ClientLevel:
 
     def rho(self, survivors: int) -> float:
         """Give the zCDP of one round's sum over so many clients."""
-        noises = 1 if self.noise.central else survivors - self.corrupt
-        return rho_of_sum(self.noise.radius, self.noise.variance, noises, self.size)
+        return rho_of_sum(self.noise.radius, self.noise.variance, self._noises(survivors), self.size)
 
     @property
     def most(self) -> float:
@@ -54,8 +53,11 @@ class ClientLevel:
     @property
     def multiplier(self) -> float:
         """Standard deviation of the noise that counts in a sum, in radii."""
-        noises = 1 if self.noise.central else self.threshold - self.corrupt
-        return math.sqrt(noises * self.noise.variance) / self.noise.radius
+        return math.sqrt(self._noises(self.threshold) * self.noise.variance) / self.noise.radius
+
+    def _noises(self, survivors: int) -> int:
+        """Count the shares of noise in a sum over so many clients that nobody who colludes knows."""
+        return 1 if self.noise.central else survivors - self.corrupt
 
     def affords(self, rho: float) -> bool:
         """Tell whether one more round fits the budget when so much is spent."""
