@@ -93,13 +93,14 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a client trains between two messages, with a fresh optimiser each time.
 
+    epochs: passes over its pictures; of the last one a part, drawn anew each time, where it is not whole.
     decay: learning rate at the end of the run as a share of the first, reached along a half cosine. flip:
     mirror half of the pictures.  shift: pixels a picture is moved by at most.  dropout: share of the features
     before the embedding that are dropped, each picture's own.  threads: computing threads of one client,
     fixed, since the last bit of a sum depends on them.
     """
 
-    epochs: Positive = 1
+    epochs: Above0 = 1.0
     batch: Positive = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Above0 = 2e-3

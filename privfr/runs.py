@@ -330,7 +330,7 @@ class _Run:
         """All clients' pictures in one place, from the same start, for as many steps: the upper bound."""
         if self.report.centralised is not None:
             return
-        epochs = self.experiment.federation.rounds * self.experiment.training.epochs
+        epochs = max(1, round(self.experiment.federation.rounds * self.experiment.training.epochs))
         model = self._in_one_place("centralised", self.part, _together(self.clients), epochs)
         self.report.centralised = self._publish("centralised", self.part.recogniser(model))
 
@@ -503,7 +503,7 @@ class _Run:
         """Train on pictures that lie together, an epoch a round, as one continuous training."""
         wanted, cores = self.experiment.pretraining, self.experiment.engine.cores
         shared = {name: getattr(wanted, name) for name in _RECIPE}
-        training = msgspec.structs.replace(self.experiment.training, epochs=1, threads=cores, **shared)
+        training = msgspec.structs.replace(self.experiment.training, epochs=1.0, threads=cores, **shared)
         learner = self._learner(stage, part, faces, training, epochs)
         learner.optimiser = {}
 

@@ -55,7 +55,7 @@ def fit(
     state: dict[str, Tensor] | None = None,
     stepped: Callable[[int, int, float], None] | None = None,
 ) -> float:
-    """Train in place for `training.epochs` over the faces; gives the mean loss of the last epoch.
+    """Train in place for `training.epochs` over the faces; gives the mean loss of the last pass.
 
     rate: share of this training done, in [0, 1) -> learning rate.  state: of the optimiser, by name, taken
     up and left behind; None for a fresh one.  stepped(done, total, loss): called after each step.
@@ -65,13 +65,12 @@ def fit(
     optimiser = optimiser_of(module, training)
     if state:
         _take_up(optimiser, state)
-    # Batches as even as can be: a last one of two pictures would take a full step on their noise.
-    batches = max(1, round(len(faces) / training.batch))
-    steps, done, mean = training.epochs * batches, 0, math.nan
+    passes = _passes(len(faces), training)
+    steps, done, mean = sum(batches for _, batches in passes), 0, math.nan
     module.train()
-    for _ in range(training.epochs):
+    for count, batches in passes:
         total = 0.0
-        order = torch.randperm(len(faces), generator=generator)
+        order = torch.randperm(len(faces), generator=generator)[:count]
         for rows in torch.tensor_split(order, batches):
             for group in optimiser.param_groups:
                 group["lr"] = rate(done / steps)
@@ -88,11 +87,21 @@ def fit(
             done, total = done + 1, total + float(loss.detach()) * len(rows)
             if stepped:
                 stepped(done, steps, float(loss.detach()))
-        mean = total / len(faces)
+        mean = total / count
     module.eval()
     if state is not None:
         state.update(_left_behind(optimiser))
     return mean
+
+
+def _passes(pictures: int, training: Training) -> list[tuple[int, int]]:
+    """Pictures and batches of each pass. Of a last one that is not whole, as many as its share, at least one.
+
+    Batches as even as can be: a last one of two pictures would take a full step on their noise.
+    """
+    shares = [min(1.0, training.epochs - done) for done in range(math.ceil(training.epochs))]
+    counts = [max(1, round(share * pictures)) for share in shares]
+    return [(count, max(1, round(count / training.batch))) for count in counts]
 
 
 def _left_behind(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

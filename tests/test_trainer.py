@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from tiny import experiment, write_people
 
+from privfr import trainer
 from privfr.errors import InputError
 from privfr.experiment import Training
 from privfr.faces.datasets import Faces, load_folder
@@ -105,6 +106,34 @@ def test_fit_returns_the_last_epochs_mean_over_pictures(method: Supervised, face
 def test_batches_are_even(batch: int, steps: int, method: Supervised, faces: Faces) -> None:
     """Never a last batch of two pictures, which would take a full step on their noise."""
     assert len(fitted(method, faces, batch=batch)[0]) == steps
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch", "pictures"),
+    [(0.5, 5, [9]), (0.01, 5, [1]), (1.5, 18, [18, 9]), (2.25, 4, [18, 18, 4]), (1.0, 4, [18])],
+)
+def test_part_of_an_epoch(
+    epochs: float, batch: int, pictures: list[int], method: Supervised, faces: Faces, monkeypatch: Any
+) -> None:
+    """So many pictures are seen in each pass, none twice, and a part is another one next time."""
+    seen: list[list[int]] = []
+    kept = trainer.pictures_of
+
+    def look(faces: Faces, rows: Any, *rest: Any) -> Any:
+        seen.append(rows.tolist())
+        return kept(faces, rows, *rest)
+
+    monkeypatch.setattr(trainer, "pictures_of", look)
+    for seed in (0, 1):
+        fitted(method, faces, seed, epochs=epochs, batch=batch)
+    rows = [row for step in seen for row in step]
+    runs = [rows[: sum(pictures)], rows[sum(pictures) :]]
+    for run in runs:
+        for count in pictures:
+            each, run = run[:count], run[count:]
+            assert len(set(each)) == count
+        assert not run
+    assert runs[0] != runs[1]
 
 
 def test_fit_repeats_to_the_bit(method: Supervised, faces: Faces) -> None:

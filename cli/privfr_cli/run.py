@@ -37,7 +37,7 @@ def command(
     engine: Annotated[Text, typer.Option(help="Where clients run: local.")] = None,
     clients: Annotated[Whole, typer.Option(help="How many clients.")] = None,
     rounds: Annotated[Whole, typer.Option(help="How many rounds.")] = None,
-    epochs: Annotated[Whole, typer.Option(help="Local epochs a round.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Local epochs a round.")] = None,
     public: Annotated[Whole, typer.Option(help="Identities to pretrain on.")] = None,
     test: Annotated[Whole, typer.Option(help="Identities to test on, whom nobody trains on.")] = None,
     scheme: Annotated[Text, typer.Option(help="one (identity a client), many, or dirichlet.")] = None,

@@ -102,7 +102,7 @@ class ExampleLevel:
 def steps_of(pictures: int, training: Training) -> tuple[float, int]:
     """Give the sampling rate q and the steps of one round: what a ledger books before it is trained."""
     rate = min(1.0, training.batch / pictures)
-    return rate, training.epochs * round(1 / rate)
+    return rate, max(1, round(training.epochs * round(1 / rate)))
 
 
 def start_private(module: nn.Module, method: Method, faces: Faces, seed: int) -> None:

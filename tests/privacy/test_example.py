@@ -177,9 +177,11 @@ def test_variance_covers_clip_and_rounding(noise: float, size: int) -> None:
         (10, 32, 2, 1.0, 2),
         (100, 32, 1, 0.32, 3),
         (5, 5, 1, 1.0, 1),
+        (128, 32, 0.5, 0.25, 2),
+        (128, 32, 0.01, 0.25, 1),
     ],
 )
-def test_steps_of(pictures: int, batch: int, epochs: int, rate: float, steps: int) -> None:
+def test_steps_of(pictures: int, batch: int, epochs: float, rate: float, steps: int) -> None:
     assert steps_of(pictures, Training(batch=batch, epochs=epochs)) == (pytest.approx(rate), steps)
 
 
