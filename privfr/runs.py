@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from privfr.averaging import FedAvg
 from privfr.backends import backend as backend_named
 from privfr.coding import Coding
 from privfr.directory import Checkpoint, RunDirectory
@@ -35,7 +36,7 @@ from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
 from privfr.faces.sources import load_faces
 from privfr.faces.verification import Verification, evaluate
-from privfr.federation import Coordinator, Member, Policy, RoundReport, first_model, run_round
+from privfr.federation import Coordinator, Member, Policy, RoundReport, run_round
 from privfr.methods import method_of
 from privfr.models import Part, judged
 from privfr.privacy.accounting import noise_for
@@ -243,6 +244,7 @@ class _Run:
         self.method = method_of(experiment)
         self.backend = backend_named(experiment.federation.backend)
         self.layout = layout_of(self.method)
+        self.rule = FedAvg(experiment.federation.momentum)
         self.whole = Part(replace(self.method, trainable="all"), experiment.seed)
         # A loss in clear would tell of pictures what no epsilon accounts for.
         self.metrics = () if experiment.privacy.level != "none" else self.method.metrics
@@ -286,9 +288,8 @@ class _Run:
         rounds, done = self.experiment.federation.rounds, len(self.report.rounds)
         if self.report.final is not None:
             return
-        momentum = self.experiment.federation.momentum
         found = Checkpoint.load(self._shared(done)) if done else None
-        model = found.model if found else first_model(self.part.start, momentum)
+        model = found.model if found else self.rule.begin(self.part.start)
         coordinator, members = self._federation(model, done)
         self.place.forget(done - 1)
         engine = self._engine(members)
@@ -450,7 +451,7 @@ class _Run:
                 parameters=parameters,
                 policy=Policy(len(roster), federation.threshold, (self.backend.name,), roster),
                 model=None if client in missed else model,
-                momentum=federation.momentum,
+                rule=self.rule,
             )
         coordinator = Coordinator(
             run=bytes.fromhex(self.report.run),
@@ -463,7 +464,7 @@ class _Run:
             metrics=self.metrics,
             model=model,
             parameters=parameters,
-            momentum=federation.momentum,
+            rule=self.rule,
             round=done,
             current=set(roster) - missed,
         )
