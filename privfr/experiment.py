@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -171,9 +172,11 @@ class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     client together; "both" each with a budget of its own.  epsilon: the budget of a level, 0 for none, which
     needs its noise.  delta: 0 for a tenth of one over the clients, at most 1e-5.  accountant: of the example
     level. example_clip: largest L2 norm of one picture's gradient.  client_clip: of a client's update in a
-    round. example_noise, client_noise: standard deviation of the noise, in clips; 0 to work out what the
-    planned rounds need.  corruption: share of the clients that may collude, whose noise does not count.
-    dropout: share that may be lost in a round; one that loses more has no sum.
+    round.  clip_share: of each round's rho, goes into learning that clip, which then is the first round's
+    only; 0 for a fixed one.  clip_quantile: share of the updates that the learnt clip is not to shorten.
+    example_noise, client_noise: standard deviation of the noise, in clips; 0 to work out what the planned
+    rounds need.  corruption: share of the clients that may collude, whose noise does not count.  dropout:
+    share that may be lost in a round; one that loses more has no sum.
     """
 
     level: Literal["none", "example", "client", "both"] = "none"
@@ -183,6 +186,8 @@ class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     example_clip: Above0 = 1.0
     example_noise: AtLeast0 = 0.0
     client_clip: Above0 = 1.0
+    clip_share: Share = 0.0
+    clip_quantile: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
     client_noise: AtLeast0 = 0.0
     corruption: Share = 0.05
     dropout: Share = 0.05
@@ -285,6 +290,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     def _privacy(self) -> Privacy:
         wanted, clients = self.privacy, self.data.clients
+        self._check_clip()
         if wanted.level == "none":
             return wanted
         if wanted.delta >= 1 / clients:
@@ -296,6 +302,21 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             if getattr(wanted, level) and not (wanted.epsilon or getattr(wanted, f"{level}_noise")):
                 raise InputError(f"privacy.epsilon: 0 is no budget; raise it, or set privacy.{level}_noise")
         return msgspec.structs.replace(wanted, delta=wanted.delta or min(1e-5, 0.1 / clients))
+
+    def _check_clip(self) -> None:
+        """Refuse a clip that nobody uses, or whose part of an update would not be sent whole."""
+        wanted, coding = self.privacy, self.coding
+        if wanted.clip_share and not wanted.client:
+            raise InputError(
+                f"privacy.clip_share: {wanted.clip_share:g} of the client level's budget, and privacy.level "
+                f'is "{wanted.level}"; set that to "client" or "both", or leave clip_share at 0'
+            )
+        bit = math.sqrt(wanted.clip_share) * wanted.client_clip
+        if bit > coding.clip and not coding.rotate:  # which spreads it out
+            raise InputError(
+                f"privacy.clip_share: {wanted.clip_share:g} puts a number of {bit:.3g} beside each update, "
+                f"and coding.clip cuts off at {coding.clip:g}; lower it or raise coding.clip"
+            )
 
     def to_toml(self) -> str:
         """Write the tree as TOML that `load_experiment` reads back."""

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from privfr.averaging import FedAvg
 from privfr.errors import (
     BadFrame,
     Duplicate,
@@ -58,7 +59,6 @@ __all__ = [
     "PhaseReport",
     "Policy",
     "RoundReport",
-    "first_model",
     "run_round",
 ]
 
@@ -88,8 +88,8 @@ class RoundReport(msgspec.Struct):
     dropped: client -> phase in which it was lost.  faults: (client, what was refused).
     missed: clients not known to hold the model the round ended with; the next one sends it to them.
     failed: why there is no aggregate, or empty.  error: largest difference that integer coding can have made
-    to a number of the mean update, 0 for float32; it does not hold for the `saturated` clients that had a
-    number beyond `coding.clip`.
+    to a number of the mean of what clients sent, 0 for float32; it does not hold for the `saturated` clients
+    that had a number beyond `coding.clip`.
     """
 
     round: int
@@ -158,7 +158,10 @@ class Learner(Protocol):
     """What a member learns with; `privfr.trainer.Learner` is the one for faces."""
 
     def learn(self, model: Vector, round: int) -> Update:
-        """Train from `model`, float32 [size], on this client's own data."""
+        """Train from `model`, float32 [size], on this client's own data.
+
+        size: the round's. Raises `RemoteProtocolError` for a round it takes no part in.
+        """
 
     def save(self) -> bytes:
         """Everything private that lasts from round to round."""
@@ -209,9 +212,9 @@ class Member:
 
     It checks the server's proposal against its own policy and experiment first, then trains, then goes
     through the backend's phases, and applies the round's result. keyring: what the backend provisioned.
-    parameters: the backend's, as this client worked them out itself.  model: float32 [size], or None to be
-    sent it with the first round; with momentum as `apply` says.  learn_seconds: CPU seconds spent training.
-    outcome: what the last round came to, its vector left out.
+    parameters: the backend's, as this client worked them out itself.  model: float32, as `rule` lays it out,
+    or None to be sent it with the first round.  learn_seconds: CPU seconds spent training.  outcome: what the
+    last round came to, its vector left out.
 
     It keeps the model from before the last result, too: where only the members know whether enough of them
     have got a result, the next round may begin with either.
@@ -228,7 +231,7 @@ class Member:
     parameters: bytes = b""
     policy: Policy = field(default_factory=Policy)
     model: Vector | None = None
-    momentum: float = 0.0
+    rule: FedAvg = field(default_factory=FedAvg)
     learn_seconds: float = 0.0
     outcome: Aggregate | None = None
 
@@ -286,7 +289,7 @@ class Member:
         if self._run not in (b"", spec.run) or spec.round <= self._begun:
             # Two sums of one round, over other rosters, would differ by somebody's update.
             raise WrongPhase("a round this client has begun before, or one of another run")
-        size = spec.size * (2 if self.momentum else 1)
+        size = spec.size * self.rule.copies
         model = self.holds(spec.model)
         if model is None and len(begin.bulk):
             model = self._given(begin, size)
@@ -330,7 +333,7 @@ class Member:
             # a bit about the key each time, from whether there is an answer.
             self._spec, self._session = None, None
         aggregate = self.backend.open(spec, sealed, self.keyring)
-        model = apply(self.model, aggregate, self.momentum)
+        model = self.rule.step(self.model, aggregate)
         self.outcome = replace(aggregate, vector=aggregate.vector[:0])
         self._former = self.model if self.backend.handover else None
         self.model, self._spec, self._session = model, None, None
@@ -377,32 +380,13 @@ class Member:
         return f"<Member {self.client}>"
 
 
-def apply(model: Vector, aggregate: Aggregate, momentum: float) -> Vector:
-    """Return the next model: the last one plus the mean update (FedAvg, McMahan et al. 2017).
-
-    With momentum, plus the velocity: the mean update and `momentum` times the last velocity (FedAvgM, Hsu
-    et al. 2019, arXiv 1909.06335). The velocity then follows the model in the same vector, [2 size], since
-    every member needs both to take the next step.
-    """
-    if not momentum:
-        return model + aggregate.vector
-    weights, velocity = np.split(model, 2)
-    velocity = np.float32(momentum) * velocity + aggregate.vector
-    return np.concatenate([weights + velocity, velocity])
-
-
-def first_model(weights: Vector, momentum: float) -> Vector:
-    """Return the model vector a run begins with: the weights, and with momentum a velocity of zeros."""
-    return np.concatenate([weights, np.zeros_like(weights)]) if momentum else weights
-
-
 @dataclass
 class Coordinator:
     """The server of a run.
 
-    model: float32 [size], with momentum as `apply` says. Where the backend lets the server learn nothing, it
-    is the one that the run begins with, and None from the first sum on: an evaluation then is a member's
-    business, and so are weight and metrics of a round.
+    model: float32, as `rule` lays it out. Where the backend lets the server learn nothing, it is the one that
+    the run begins with, and None from the first sum on: an evaluation then is a member's business, and so are
+    weight and metrics of a round.
     keyring: what the backend provisioned for the server.  roster: all clients, ascending.
     threshold: fewest survivors of a round; of a blind server's, as many must also confirm one model, and more
     than half of the roster.  parameters: the backend's, as its `plan` gives them.
@@ -419,7 +403,7 @@ class Coordinator:
     metrics: tuple[str, ...]
     model: Vector | None
     parameters: bytes = b""
-    momentum: float = 0.0
+    rule: FedAvg = field(default_factory=FedAvg)
     round: int = 0
     current: set[ClientId] = field(default_factory=set)
     report: RoundReport = field(default_factory=lambda: RoundReport(0, 0))
@@ -545,7 +529,7 @@ class Coordinator:
             clients=self.roster,
             threshold=self.threshold,
             metrics=self.metrics,
-            size=size // (2 if self.momentum else 1),
+            size=size // self.rule.copies,
             layout=self.layout,
             model=model,
             config=self.config,
@@ -569,7 +553,7 @@ class Coordinator:
         if not self._blind:
             assert self.model is not None  # only a blind server's ever is
             aggregate = self.backend.open(spec, sealed, self.keyring)
-            self.model = apply(self.model, aggregate, self.momentum)
+            self.model = self.rule.step(self.model, aggregate)
             self.report.tell(aggregate)
         frame = encode(Result(spec.context(), memoryview(encode(sealed))))
         return dict.fromkeys(self.roster, frame)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from privfr.averaging import AdaptiveClip, FedAvg
 from privfr.backends import backend as backend_named
 from privfr.coding import Coding
 from privfr.directory import Checkpoint, RunDirectory
@@ -35,7 +36,7 @@ from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
 from privfr.faces.sources import load_faces
 from privfr.faces.verification import Verification, evaluate
-from privfr.federation import Coordinator, Member, Policy, RoundReport, first_model, run_round
+from privfr.federation import Coordinator, Member, Policy, RoundReport, run_round
 from privfr.methods import method_of
 from privfr.models import Part, judged
 from privfr.privacy.accounting import noise_for
@@ -166,9 +167,16 @@ def client_level(experiment: Experiment) -> ClientLevel | None:
         clients=experiment.data.clients,
         threshold=federation.threshold,
         rounds=federation.rounds,
-        size=layout_of(method_of(experiment)).size,
+        size=layout_of(method_of(experiment)).size + (1 if privacy.clip_share else 0),
         central=backend_named(federation.backend).central,
     )
+
+
+def averaging(experiment: Experiment) -> FedAvg:
+    """What a round does to the model, as server and clients each take it from the experiment."""
+    privacy = experiment.privacy
+    clip = AdaptiveClip(privacy.client_clip, privacy.clip_share, privacy.clip_quantile)
+    return FedAvg(experiment.federation.momentum, clip if privacy.clip_share else None)
 
 
 def example_budget(experiment: Experiment, pictures: int) -> ExampleBudget:
@@ -243,6 +251,7 @@ class _Run:
         self.method = method_of(experiment)
         self.backend = backend_named(experiment.federation.backend)
         self.layout = layout_of(self.method)
+        self.rule = averaging(experiment)
         self.whole = Part(replace(self.method, trainable="all"), experiment.seed)
         # A loss in clear would tell of pictures what no epsilon accounts for.
         self.metrics = () if experiment.privacy.level != "none" else self.method.metrics
@@ -286,17 +295,15 @@ class _Run:
         rounds, done = self.experiment.federation.rounds, len(self.report.rounds)
         if self.report.final is not None:
             return
-        momentum = self.experiment.federation.momentum
         found = Checkpoint.load(self._shared(done)) if done else None
-        model = found.model if found else first_model(self.part.start, momentum)
+        model = found.model if found else self.rule.begin(self.part.start)
         coordinator, members = self._federation(model, done)
         self.place.forget(done - 1)
         engine = self._engine(members)
         self._observe(Stage("federated", done, rounds))
-        while coordinator.round < rounds and self._affordable(coordinator):
-            self._round(coordinator, engine, members)
-        final = self._held(coordinator, members)[: self.layout.size]
-        self.report.final = self._publish("federated", self.part.recogniser(final))
+        while coordinator.round < rounds and self._affordable(coordinator, model):
+            model = self._round(coordinator, engine, members)
+        self.report.final = self._publish("federated", self.part.recogniser(model[: self.layout.size]))
 
     def _individual(self) -> None:
         """Every client alone, from the same start, for as many steps: what it has without the others."""
@@ -347,15 +354,15 @@ class _Run:
             budget = example_budget(self.experiment, len(learner.faces))
             learner.example = ExampleLevel(privacy.example_clip, budget.steps[0])
             learner.entropy = secrets.token_bytes
-        self.guarded[client] = Guarded(learner, ledger, client_level(self.experiment), budget)
+        self.guarded[client] = Guarded(learner, ledger, client_level(self.experiment), budget, self.rule.clip)
         return self.guarded[client]
 
-    def _affordable(self, coordinator: Coordinator) -> bool:
+    def _affordable(self, coordinator: Coordinator, model: Vector) -> bool:
         """Tell whether enough clients can pay for another round; if not, say so in the report."""
         able = sum(each.affords for each in self.guarded.values())
         if not self.guarded or able >= coordinator.threshold:
             return True
-        self._state_privacy()
+        self._state_privacy(model)
         self.report.stopped = (
             f"the privacy budget of {len(self.guarded) - able} of {len(self.guarded)} clients does not pay "
             f"for round {coordinator.round + 1} of {self.experiment.federation.rounds}"
@@ -365,22 +372,25 @@ class _Run:
         self._observe(Notice(f"stopped: {self.report.stopped}"))
         return False
 
-    def _settle(self, outcome: RoundReport) -> None:
+    def _settle(self, outcome: RoundReport, model: Vector) -> None:
         """Book what a round has really cost, now that its survivors are known."""
         for each in self.guarded.values():
             if not outcome.failed:
                 each.settle(outcome.round, outcome.survivors)
-        self._state_privacy()
+        self._state_privacy(model)
 
-    def _state_privacy(self) -> None:
+    def _state_privacy(self, model: Vector) -> None:
         """Say in the report what the ledgers say: also of rounds that were broken off."""
         if self.guarded:
-            every = [self.guarded[client] for client in sorted(self.guarded)]
-            self.report.privacy = guarantees(every, self.experiment.privacy, self.backend)
+            every, clip = [self.guarded[client] for client in sorted(self.guarded)], self.rule.clip
+            reached = clip.at(model[self.layout.size]) if clip else None
+            self.report.privacy = guarantees(every, self.experiment.privacy, self.backend, reached)
 
     # One round
 
-    def _round(self, coordinator: Coordinator, engine: LocalEngine, members: dict[int, Member]) -> None:
+    def _round(self, coordinator: Coordinator, engine: LocalEngine, members: dict[int, Member]) -> Vector:
+        """Run one round and put it on record; gives the model it ends with."""
+
         def trained() -> float:
             return sum(member.learn_seconds for member in members.values())
 
@@ -397,7 +407,7 @@ class _Run:
             told = [members[client].outcome for client in sorted(coordinator.current)]
             if told and told[0]:
                 outcome.tell(told[0])
-        self._settle(outcome)
+        self._settle(outcome, model)
         Checkpoint(done, model, {}).save(self._shared(done))
         for client, member in members.items():
             write_atomic(self._private(client, done), member.learner.save(), private=True)
@@ -411,6 +421,7 @@ class _Run:
         self._observe(
             Stage("federated", done, self.experiment.federation.rounds, outcome.metrics.get("loss"))
         )
+        return model
 
     def _held(self, coordinator: Coordinator, members: dict[int, Member]) -> Vector:
         """Model to measure: the server's, or a member's where that is who measures."""
@@ -450,7 +461,7 @@ class _Run:
                 parameters=parameters,
                 policy=Policy(len(roster), federation.threshold, (self.backend.name,), roster),
                 model=None if client in missed else model,
-                momentum=federation.momentum,
+                rule=self.rule,
             )
         coordinator = Coordinator(
             run=bytes.fromhex(self.report.run),
@@ -463,7 +474,7 @@ class _Run:
             metrics=self.metrics,
             model=model,
             parameters=parameters,
-            momentum=federation.momentum,
+            rule=self.rule,
             round=done,
             current=set(roster) - missed,
         )

@@ -21,9 +21,10 @@ from insecure import (
     spec_of,
 )
 
+from privfr.averaging import FedAvg
 from privfr.backends import BACKENDS
 from privfr.errors import LocalProtocolError, PolicyRefused, PrivfrError, RemoteProtocolError, WrongPhase
-from privfr.federation import Coordinator, Policy, RoundReport, first_model, run_round
+from privfr.federation import Coordinator, Policy, RoundReport, run_round
 from privfr.protocol import Ack, Begin, ClientId, Result, RoundSpec, Sealed
 from privfr.vector import LARGEST_NORM, Update, Vector, digest
 from privfr.wire import Frame, decode, encode
@@ -116,10 +117,10 @@ def test_rounds_move_every_member_to_the_same_model(name: str) -> None:
 def test_with_momentum_every_member_keeps_the_same_velocity(name: str) -> None:
     """FedAvgM written out anew; a client that missed a round is sent the velocity with the weights."""
     found, momentum = federation(name), np.float32(0.75)
-    found.coordinator.momentum = float(momentum)
-    found.coordinator.model = first_model(model_of(found), float(momentum))
+    rule = FedAvg(float(momentum))
+    found.coordinator.rule, found.coordinator.model = rule, rule.begin(model_of(found))
     for member in found.members.values():
-        member.momentum = float(momentum)
+        member.rule = rule
     weights, velocity = np.zeros((2, SIZE), np.float32)
     for number in range(4):
         found.lose = once(2, "result", "request") if number == 1 else lambda client, what: ""
@@ -137,7 +138,7 @@ def test_with_momentum_every_member_keeps_the_same_velocity(name: str) -> None:
 
 def test_momentum_that_is_not_the_same_everywhere_is_found_out() -> None:
     found = federation("plain")
-    found.members[3].momentum = 0.5
+    found.members[3].rule = FedAvg(0.5)
     report = round_of(found)
     assert set(report.dropped) == {3}
     assert report.survivors == 3

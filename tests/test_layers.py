@@ -33,13 +33,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coding": {"errors", "discrete", "vector"},
     "protocol": CORE | {"coding"},
     "backends": CORE | {"coding", "cores", "protocol"},
-    "federation": CORE | {"protocol"},
+    "averaging": {"errors", "vector"},
+    "federation": CORE | {"protocol", "averaging"},
     "privacy": CORE
     | {
         "storage",
         "discrete",
         "coding",
         "protocol",
+        "averaging",
         "federation",
         "experiment",
         "faces",
@@ -142,7 +144,7 @@ def test_a_file_that_breaks_the_layers_would_be_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", ["federation", "engines", "backends", "protocol", "wire", "vector", "report"]
+    "layer", ["averaging", "federation", "engines", "backends", "protocol", "wire", "vector", "report"]
 )
 def test_the_protocol_never_needs_torch(layer: str) -> None:
     heavy = ("torch", "torchvision", "opacus", "safetensors")

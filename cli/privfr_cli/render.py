@@ -205,8 +205,14 @@ def _guarantee(found: Guarantee) -> None:
         style="bold",
         soft_wrap=True,
     )
+    clip = f"the clip of {found.clip:g}"
+    if found.last_clip is not None:
+        clip = (
+            f"the clip, which went from {found.clip:g} to {found.last_clip:.3g} as it was learnt with "
+            f"{percent(found.clip_share)} of each round's rho"
+        )
     out.print(
-        f"noise {found.noise:.3g} times the clip of {found.clip:g}; accountant {found.accountant}; two "
+        f"noise {found.noise:.3g} times {clip}; accountant {found.accountant}; two "
         f"worlds: {found.adjacency}; against {found.against}",
         soft_wrap=True,
     )

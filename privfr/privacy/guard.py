@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from privfr.averaging import AdaptiveClip
 from privfr.errors import BudgetSpent
 from privfr.experiment import Privacy
 from privfr.federation import Learner
@@ -25,8 +26,9 @@ class Guarantee(msgspec.Struct, kw_only=True):
 
     epsilon: of the run, the worst of the clients', whose pictures no two share; infinite for a level without
     noise. clients: of each, in order.  budget: 0 for none.  noise: standard deviation, in clips, the least of
-    the clients'.  adjacency: which two worlds cannot be told apart.  against: by whom.  not_covered: what the
-    epsilon says nothing of.
+    the clients'.  clip: of the first round.  clip_share: of each round's rho that learning the clip takes, 0
+    for a fixed one.  last_clip: where the rounds have brought it, None for a fixed one.  adjacency: which two
+    worlds cannot be told apart.  against: by whom.  not_covered: what the epsilon says nothing of.
     """
 
     level: str
@@ -40,6 +42,8 @@ class Guarantee(msgspec.Struct, kw_only=True):
     adjacency: str
     against: str
     not_covered: tuple[str, ...]
+    clip_share: float = 0.0
+    last_clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,15 @@ class Guarded:
     """Books what a round may cost before it trains, and refuses what the budget does not pay for.
 
     What differs between its updates beside the vector is left out, or it would not be covered: metrics, and
-    at the client level the weight.
+    at the client level the weight. clip: of the client level, where it is learnt; what is sent then is as
+    `AdaptiveClip` says, and so one number longer.
     """
 
     learner: Learner
     ledger: Ledger
     client: ClientLevel | None = None
     example: ExampleBudget | None = None
+    clip: AdaptiveClip | None = None
 
     @property
     def affords(self) -> bool:
@@ -83,13 +89,18 @@ class Guarded:
         )
 
     def learn(self, model: Vector, round: int) -> Update:
-        """Train as the learner does. Raises `BudgetSpent`."""
+        """Train as the learner does. Raises `BudgetSpent`, and `BadFrame` for a clip that cannot be."""
         if not self.affords:
             raise BudgetSpent("this client's privacy budget does not pay for another round")
+        weights = model
+        if self.clip:
+            weights = model[:-1]
+            self.clip.at(model[-1])  # refuses before anything is booked
         rho = self.client.most if self.client else 0.0
         self.ledger.book(Entry(round, rho, self.example.steps if self.example else None))
-        update = self.learner.learn(model, round)
-        return Update(update.vector, 1.0 if self.client else update.weight, {})
+        update = self.learner.learn(weights, round)
+        vector = self.clip.sent(update.vector, model[-1]) if self.clip else update.vector
+        return Update(vector, 1.0 if self.client else update.weight, {})
 
     def settle(self, round: int, survivors: int) -> None:
         """Take note of how many clients' noise a round's sum really has."""
@@ -105,14 +116,18 @@ class Guarded:
         self.learner.restore(saved)
 
 
-def guarantees(guarded: Sequence[Guarded], privacy: Privacy, backend: Backend) -> list[Guarantee]:
-    """Say what the levels of a run promise at this moment."""
+def guarantees(
+    guarded: Sequence[Guarded], privacy: Privacy, backend: Backend, last_clip: float | None = None
+) -> list[Guarantee]:
+    """Say what the levels of a run promise at this moment. last_clip: where a learnt one is now."""
     found = []
     if level := guarded[0].client:
         rhos = [each.ledger.rho for each in guarded]
         epsilons = tuple(epsilon_of_rho(rho, level.delta) for rho in rhos)
-        found.append(_guarantee("client", epsilons, privacy, level.multiplier, privacy.client_clip, "zCDP",
-                                _CLIENT | {"against": _against(level, backend)}, backend))  # fmt: skip
+        client = _guarantee("client", epsilons, privacy, level.multiplier, privacy.client_clip, "zCDP",
+                            _CLIENT | {"against": _against(level, backend)}, backend)  # fmt: skip
+        client.clip_share, client.last_clip = privacy.clip_share, last_clip
+        found.append(client)
     if guarded[0].example:
         budgets = [(each.example, each.ledger) for each in guarded if each.example]
         epsilons = tuple(budget.spent(ledger.steps) for budget, ledger in budgets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ from privfr.privacy.accounting import epsilon_of_rho
 from privfr.privacy.ledger import Ledger
 from privfr.report import ClientTrained, Event, Notice, Report, RoundEnded
 from privfr.runs import client_level, resume, run
+from privfr_cli import render
 
 PRIVATE = TINY | {"data.clients": 6, "data.test": 5, "privacy.level": "client", "privacy.corruption": 0.1}
 
@@ -122,6 +124,12 @@ def test_a_round_that_loses_more_than_was_stated_has_no_sum(people: Path, tmp_pa
         ({"privacy.corruption": 0.9, "federation.backend": "masking"}, r"privacy\.corruption: of 6 clients"),
         ({"privacy.client_clip": 1e-6}, r"privacy\.client_clip"),
         ({"privacy.client_clip": 3e3}, r"the noise"),
+        (
+            {"privacy.clip_share": 0.02, "privacy.level": "example"},
+            r'clip_share: .* privacy\.level is "example"',
+        ),
+        ({"privacy.clip_share": 0.02, "privacy.level": "none"}, r'clip_share: .* set that to "client"'),
+        ({"privacy.clip_share": 0.07}, r"privacy\.clip_share: 0\.07 .* 0\.265 .* raise coding\.clip"),
     ],
 )
 def test_a_privacy_that_cannot_be_is_refused_before_anything_is_done(
@@ -148,6 +156,43 @@ def test_both_levels_are_reported_apart(people: Path, tmp_path: Path, level: str
         assert (ledger.rho > 0) == (level == "both")
     if level == "example":  # the weight is still the number of pictures
         assert found.rounds[0].weight == 24
+
+
+LEARNT = PRIVATE | {
+    "data.clients": 3, "privacy.clip_share": 0.05, "privacy.client_clip": 0.01, "coding.clip": 0.01,
+    "privacy.epsilon": 0.0, "privacy.client_noise": 1e-3, "privacy.example_noise": 1.0,
+}  # fmt: skip
+"""Two people a client, or there is nothing to learn. Next to no noise, so that where the clip goes can be
+foretold: up from far below, by 0.1 a round."""
+
+
+@pytest.mark.parametrize(("backend", "level"), [("masking", "both"), ("bfv", "client")])
+def test_the_clip_is_learnt_in_a_run(
+    people: Path, tmp_path: Path, backend: str, level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"privacy.level": level, "privacy.accountant": "rdp"}
+    found = run(experiment(people, LEARNT | changes, federation__backend=backend), tmp_path / "run")
+    client = found.privacy[0]
+    assert (client.clip, client.clip_share) == (0.01, 0.05)
+    assert client.last_clip == pytest.approx(0.01 * math.exp(0.2), rel=0.02)
+    assert all(each.last_clip is None and each.clip_share == 0 for each in found.privacy[1:])
+    assert found.final is not None and not any(each.failed for each in found.rounds)
+    render.report(found, "there")
+    shown = "times the clip, which went from 0.01 to 0.0122 as it was learnt with 5.0 % of each round's rho;"
+    assert capsys.readouterr().out.count(shown) == 1
+
+
+def test_a_learnt_clip_outlasts_the_process(people: Path, tmp_path: Path) -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, RoundEnded) and event.report.round == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment(people, LEARNT, federation__rounds=3), tmp_path / "run", interrupt)
+    (before,) = Report.load(tmp_path / "run" / "report.json").privacy
+    (after,) = resume(tmp_path / "run").privacy
+    assert before.last_clip == pytest.approx(0.01 * math.exp(0.1), rel=0.02)
+    assert after.last_clip == pytest.approx(0.01 * math.exp(0.3), rel=0.02)
 
 
 @pytest.mark.parametrize("part", ["norms", "adapter"])
