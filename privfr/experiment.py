@@ -118,11 +118,12 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a network is trained in one place: the common start, and the centralised baseline.
 
-    epochs: on the public identities; 0 for a random start. The baseline takes as many as a client does in all
-    rounds.  weight_decay, shift, dropout, learning_rate, decay: as in `Training`.  scale, margin: of the
+    model: file of a recogniser to start from instead.  epochs: on the public identities; 0 for a random
+    start. The baseline takes as many as a client does in all rounds.  weight_decay, shift, dropout, learning_rate, decay: as in `Training`.  scale, margin: of the
     head; 0 for the method's scale. The margin is reached from 0 over the first `warmup` of the epochs.
     """
 
+    model: str = ""
     epochs: Count = 0
     batch: Positive = 32
     learning_rate: Above0 = 1e-3

@@ -196,7 +196,9 @@ def _check(experiment: Experiment) -> None:
     """Refuse at once what would else fail after minutes of loading or training."""
     device_of(experiment.training.device)
     method_of(experiment).build(1, 0)
-    if experiment.pretraining.epochs and not experiment.data.public:
+    if experiment.pretraining.model:
+        _given(experiment)
+    elif experiment.pretraining.epochs and not experiment.data.public:
         raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
     _parameters(experiment)
     backend = backend_named(experiment.federation.backend)
@@ -205,6 +207,21 @@ def _check(experiment: Experiment) -> None:
     if unknown := set(experiment.engine.phases) - kinds:
         known = ", ".join(sorted(kinds))
         raise InputError(f"engine.phases: no message of kind {min(unknown)!r} here; choose from {known}")
+
+
+def _given(experiment: Experiment) -> Recogniser:
+    """Load the recogniser that an experiment is to start from."""
+    path, wanted = experiment.pretraining.model, method_of(experiment)
+    if experiment.pretraining.epochs:
+        raise InputError("pretraining.model: is there already; set pretraining.epochs to 0 or leave it out")
+    found = Recogniser.load(path)
+    if (found.backbone, found.size, found.dim) != (wanted.backbone, wanted.size, wanted.dim):
+        height, width = found.size
+        raise InputError(
+            f"pretraining.model: {path} is a {found.backbone} of {found.dim} numbers for {height}x{width}; "
+            "set model.backbone, model.dim and data.size to these"
+        )
+    return found
 
 
 def _load(experiment: Experiment, observe: Observer) -> Faces:
@@ -279,8 +296,11 @@ class _Run:
             self.report.untrained = self._publish("untrained", self.whole.recogniser(self.whole.start))
 
     def _pretrain(self) -> None:
-        epochs = self.experiment.pretraining.epochs
-        if self.report.pretrained is None and epochs:
+        if self.report.pretrained is not None:
+            return
+        if self.experiment.pretraining.model:
+            self.report.pretrained = self._publish("pretrained", _given(self.experiment))
+        elif epochs := self.experiment.pretraining.epochs:
             assert self.public is not None
             model = self._in_one_place("pretraining", self.whole, self.public, epochs)
             self.report.pretrained = self._publish("pretrained", self.whole.recogniser(model))

@@ -456,6 +456,27 @@ def test_a_threshold_of_one_is_refused(people: Path, tmp_path: Path) -> None:
         run(experiment(people, federation__threshold=1), tmp_path / "run")
 
 
+def test_a_run_can_start_from_a_model(people: Path, whole: tuple[Path, Report], tmp_path: Path) -> None:
+    """It is what pretraining would have made: all that follows is the same."""
+    given = str(whole[0] / "models" / "pretrained.safetensors")
+    run(experiment(people, WHOLE, pretraining__epochs=0, pretraining__model=given), tmp_path / "run")
+    other = set(differing(tmp_path / "run", whole[0]))
+    assert other <= {"models/pretraining-state.safetensors"}
+
+
+def test_a_model_to_start_from_must_fit(people: Path, whole: tuple[Path, Report], tmp_path: Path) -> None:
+    given = str(whole[0] / "models" / "pretrained.safetensors")
+    refused: list[tuple[str, str, dict[str, int]]] = [
+        ("epochs to 0", given, {"pretraining__epochs": 1}),
+        ("model.dim", given, {"pretraining__epochs": 0, "model__dim": 64}),
+        ("no such file", str(tmp_path / "none"), {"pretraining__epochs": 0}),
+    ]
+    for words, model, changes in refused:
+        with pytest.raises(InputError, match=words):
+            run(experiment(people, WHOLE, pretraining__model=model, **changes), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
 def test_pretraining_can_have_a_scale_of_its_own(
     people: Path, whole: tuple[Path, Report], tmp_path: Path
 ) -> None:

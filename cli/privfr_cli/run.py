@@ -42,6 +42,9 @@ def command(
     test: Annotated[Whole, typer.Option(help="Identities to test on, whom nobody trains on.")] = None,
     scheme: Annotated[Text, typer.Option(help="one (identity a client), many, or dirichlet.")] = None,
     per_client: Annotated[Whole, typer.Option(help="Identities a client; 0 shares out all.")] = None,
+    start: Annotated[
+        Text, typer.Option(help="Recogniser to start from (.safetensors), in place of pretraining.")
+    ] = None,
     pretrain: Annotated[Whole, typer.Option(help="Epochs of pretraining on the public identities.")] = None,
     backbone: Annotated[Text, typer.Option(help="small, resnet, mobilefacenet, sphere20, sphere64.")] = None,
     size: Annotated[Whole, typer.Option(help="Side of the square pictures, in pixels.")] = None,
@@ -87,6 +90,7 @@ def command(
         "model.backbone": backbone, "method.name": method, "method.head": head,
         "method.trainable": trainable, "training.epochs": epochs,
         "training.learning_rate": learning_rate, "training.device": device, "pretraining.epochs": pretrain,
+        "pretraining.model": start,
         "federation.rounds": rounds, "federation.backend": backend, "engine.name": engine,
         "masking.corruption": corruption, "masking.dropout": dropout, "privacy.corruption": corruption,
         "privacy.dropout": dropout, "privacy.level": dp, "privacy.epsilon": target_epsilon,

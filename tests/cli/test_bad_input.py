@@ -383,6 +383,7 @@ FLAGS = {
     ("--no-such-flag", "3"): ["--no-such-flag"],
     ("--roundz", "3"): ["--roundz", "--rounds"],
     ("--pretrain", "2"): ["pretraining.epochs", "data.public"],
+    ("--start", "absent.safetensors"): ["absent.safetensors", "no such file"],
     ("--clients", "40"): ["clients", "40"],
     ("--test", "13"): ["test", "13"],
     ("--set", "data.public=9"): ["public", "9"],
