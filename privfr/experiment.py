@@ -119,8 +119,9 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """How a network is trained in one place: the common start, and the centralised baseline.
 
     model: file of a recogniser to start from instead.  epochs: on the public identities; 0 for a random
-    start. The baseline takes as many as a client does in all rounds.  weight_decay, shift, dropout, learning_rate, decay: as in `Training`.  scale, margin: of the
-    head; 0 for the method's scale. The margin is reached from 0 over the first `warmup` of the epochs.
+    start. The baseline takes as many as a client does in all rounds.  weight_decay, shift, dropout,
+    learning_rate, decay: as in `Training`.  scale, margin: of the head; 0 for the method's scale. The margin
+    is reached from 0 over the first `warmup` of the epochs.
     """
 
     model: str = ""
