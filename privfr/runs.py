@@ -163,7 +163,7 @@ def client_level(experiment: Experiment) -> ClientLevel | None:
         multiplier=privacy.client_noise,
         clip=privacy.client_clip,
         corruption=privacy.corruption,
-        step=experiment.coding.clip / ((1 << (experiment.coding.bits - 1)) - 1),
+        step=Coding(experiment.coding.clip, experiment.coding.bits, 1).step,
         clients=experiment.data.clients,
         threshold=federation.threshold,
         rounds=federation.rounds,

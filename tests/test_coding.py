@@ -602,6 +602,25 @@ def test_what_is_too_long_keeps_its_direction() -> None:
     assert lanes @ values / np.linalg.norm(lanes) / np.linalg.norm(values) > 0.999
 
 
+@pytest.mark.parametrize(("radius", "size"), [(500, 50), (3000, 5000), (1000, 100_000)])
+@pytest.mark.parametrize("rotate", [False, True])
+def test_what_is_too_long_is_shortened_but_once(radius: int, size: int, rotate: bool) -> None:
+    """Stochastic rounding asks for entropy at each attempt."""
+    point = noisy(radius, 100, central=True, size=size, rotate=rotate, rounding="stochastic")
+    values = np.random.default_rng(size).normal(size=size)
+    values *= 3 * radius * point.coding.step / np.linalg.norm(values)
+    asked = 0
+
+    def entropy(count: int) -> bytes:
+        nonlocal asked
+        asked += 1
+        return entropy_of(0)(count)
+
+    lanes = np.array(centred(point.encode(update_of(values), entropy), point.modulus_bits)[2:])
+    assert asked == 1
+    assert 0.98 * radius <= np.linalg.norm(lanes) <= radius
+
+
 @pytest.mark.parametrize("central", [False, True])
 def test_the_sum_has_the_noise_it_should(central: bool) -> None:
     """Of 5 clients: five shares, or the one of whoever adds up."""
