@@ -2,9 +2,9 @@
 
     python -m benchmarks.privacy [--clients 1000] [--data ../shared/data] [--out runs/privacy] [--only I/N]
 
-A network is pretrained on 40 public people of CelebA: few, which is where federating is worth most. From there
-the 40 clients of benchmarks/celeba_lfw.toml train a part of it over backend `masking`, at either level of
-privacy and several epsilons. LFW's View 2 judges.
+A network is pretrained on 40 public people of CelebA: few, which is where federating is worth most. From
+there the 40 clients of benchmarks/celeba_lfw.toml train a part of it over backend `masking`, at either level
+of privacy and several epsilons. LFW's View 2 judges.
 
 Client level. CelebA has people for 40 such clients, whom a budget of 8 drowns. They stand for --clients like
 them: each adds the noise that makes that in the mean what it would be of so many, calibrated for so many.

@@ -15,7 +15,7 @@ LEVELS = {"client": "client level", "example": "example level"}
 
 
 def series(result: dict[str, Any], level: str) -> dict[float, list[Run]]:
-    """Runs of the part that all budgets were tried on, by epsilon. Those without privacy serve both levels."""
+    """Runs of the part that all budgets were tried on, by epsilon; those without privacy serve both."""
     found: dict[float, list[Run]] = {}
     for run in result["runs"]:
         alike = run["part"] == result["part"] and run["clients"] == result["clients"]
@@ -120,9 +120,9 @@ def page(result: dict[str, Any]) -> str:
     return f"""# What a privacy budget costs
 
 Made by `python -m benchmarks.privacy`, whose docstring says how. 40 clients with CelebA's people train
-`{result["part"]}` of a network for {result["rounds"]} rounds over `masking`, from a start pretrained on 40 public
-people; LFW's View 2 judges. "Of the start": what the pretrained model of the same seeds has. Only what is above
-it was worth the training.
+`{result["part"]}` of a network for {result["rounds"]} rounds over `masking`, from a start pretrained on 40
+public people; LFW's View 2 judges. "Of the start": what the pretrained model of the same seeds has. Only what
+is above it was worth the training.
 
 ![Accuracy against epsilon]({PLOT.name})
 
@@ -132,26 +132,26 @@ What was gained over the start, three seeds:
 
 ## Client level: all of a client's pictures
 
-For {clients} clients, for whom the 40 stand: each adds the noise that makes that of the mean what it would be of
-{clients}. What their people would teach beyond those of 40 is not in these figures. One in twenty may collude,
-one in twenty may be lost.
+For {clients} clients, for whom the 40 stand: each adds the noise that makes that of the mean what it would be
+of {clients}. What their people would teach beyond those of 40 is not in these figures. One in twenty may
+collude, one in twenty may be lost.
 
 {budgets_table(result, "client")}
 
-Noise: length of what is added to a round's mean, in clips. The mean itself is no longer than one clip, and the
-shorter the less clients agree.
+Noise: length of what is added to a round's mean, in clips. The mean itself is no longer than one clip, and
+the shorter the less clients agree.
 
 ## Example level: one picture
 
-Each client keeps to ε by itself. Nothing is simulated. Its head starts from a seed instead of the class means,
-which no noise would cover, and has these few steps to get anywhere.
+Each client keeps to ε by itself. Nothing is simulated. Its head starts from a seed instead of the class
+means, which no noise would cover, and has these few steps to get anywhere.
 
 {budgets_table(result, "example")}
 
 ## What a budget affords
 
-Client level, ε = 8, seed 0 (start: {start:.2f} %). The noise's length grows with the square root of the numbers
-and falls with the clients.
+Client level, ε = 8, seed 0 (start: {start:.2f} %). The noise's length grows with the square root of the
+numbers and falls with the clients.
 
 {parts_table(result)}
 """
