@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -25,7 +26,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     round: int
-    rho: float = 0.0
+    rho: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     steps: Steps | None = None
     settles: bool = False
 
@@ -39,6 +40,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._entries = self._read()
+        self._begun: int | None = None  # round that was booked here, not before a crash, and is not settled
 
     @property
     def rho(self) -> float:
@@ -59,12 +61,27 @@ class Ledger:
         if entry.settles:
             raise ValueError("settle what is booked")
         self._append(entry)
+        self._begun = entry.round
 
     def settle(self, round: int, rho: float) -> None:
-        """Lower the last line's rho, if it is this round's: never raise one, and never twice."""
-        last = self._entries[-1] if self._entries else None
-        if last and last.round == round and not last.settles and rho < last.rho:
+        """Lower the last line's rho, if it is this round's and was booked by this object: never raise one,
+        and never twice. Of a round that a crash broke off nobody knows the survivors any more.
+        """
+        if round == self._begun and rho < self._entries[-1].rho:
             self._append(Entry(round, rho, settles=True))
+            self._begun = None
+
+    def _mended(self, torn: bytes) -> list[bytes]:
+        """Give a last line without an end its end, if it lacks nothing else: it may have been spent, and an
+        editor have cut it. Of another, a kill broke off the writing, and nothing was spent yet.
+        """
+        try:
+            msgspec.json.decode(torn, type=Entry)
+        except msgspec.DecodeError:
+            os.truncate(self._path, self._path.stat().st_size - len(torn))
+            return []
+        append_line(self._path, b"")
+        return [torn]
 
     def _append(self, entry: Entry) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +93,8 @@ class Ledger:
     def _read(self) -> list[Entry]:
         try:
             lines = self._path.read_bytes().split(b"\n") if self._path.exists() else [b""]
-            if torn := lines.pop():  # a kill while the line was written: nothing was spent on it yet
-                os.truncate(self._path, self._path.stat().st_size - len(torn))
+            if torn := lines.pop():
+                lines += self._mended(torn)
             return [msgspec.json.decode(line, type=Entry) for line in lines]
         except (OSError, msgspec.DecodeError) as error:
             raise InputError(

@@ -89,7 +89,28 @@ def test_a_line_cut_short_was_never_spent(tmp_path: Path) -> None:
     assert Ledger(path).rho == 1.0
 
 
-@pytest.mark.parametrize("damage", [b"nonsense\n", b'{"round":"x"}\n', b"\n"])
+def test_a_line_that_lacks_its_end_only_was_perhaps_spent(tmp_path: Path) -> None:
+    """As an editor leaves it that strips what ends a file."""
+    path = tmp_path / "privacy.jsonl"
+    ledger = Ledger(path)
+    ledger.book(Entry(0, 0.5))
+    ledger.book(Entry(1, 0.5))
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    again = Ledger(path)
+    assert again.rho == 1.0
+    again.book(Entry(2, 0.5))
+    assert Ledger(path).rho == 1.5
+
+
+def test_a_round_that_a_crash_broke_off_is_never_settled(tmp_path: Path) -> None:
+    """Its sum may have been over fewer than that of the second try, in which this client may not have been."""
+    path = tmp_path / "privacy.jsonl"
+    Ledger(path).book(Entry(3, 0.5))
+    Ledger(path).settle(3, 0.1)
+    assert Ledger(path).rho == 0.5
+
+
+@pytest.mark.parametrize("damage", [b"nonsense\n", b'{"round":"x"}\n', b'{"round":1,"rho":-3.0}\n', b"\n"])
 def test_a_damaged_ledger_is_refused_by_name(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "privacy.jsonl"
     path.write_bytes(damage)
