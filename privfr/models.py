@@ -22,7 +22,7 @@ class Part:
 
     method: says which tensors are which.  start: of the part, float32 [layout.size].  frozen: the rest of the
     backbone, by name.  digest: commits to the layout and the frozen tensors; members that hold the same one
-    train the same thing.
+    train the same thing.  origin: commits to the start, too.
     """
 
     def __init__(self, method: Supervised, seed: int, pretrained: Recogniser | None = None) -> None:
@@ -35,6 +35,9 @@ class Part:
         self.start = self.layout.flatten(arrays)
         self.frozen = {name: tensor for name, tensor in state.items() if method.frozen(name)}
         self.digest = self.layout.committed({name: arrays[name] for name in self.frozen})
+        self.origin = self.layout.committed(
+            {name: arrays[name] for name in (*self.layout.names, *self.frozen)}
+        )
 
     def recogniser(self, model: Vector) -> Recogniser:
         """Make an ordinary recogniser of a part, float32 [layout.size], and what is frozen."""

@@ -60,7 +60,8 @@ class Report(msgspec.Struct, kw_only=True):
     """One run. Verification figures are on test identities, whom nobody trained on.
 
     server_learns, trust, discloses: what leaves the devices, in words.  security: what follows from the
-    backend's promise, by name.  eer: after each round.  overhead: see `Profile`.  finished: False while
+    backend's promise, by name.  start: commits to the network that federation began with, in hex.  eer: after
+    each round.  overhead: see `Profile`.  finished: False while
     rounds or baselines are missing.
     """
 
@@ -78,6 +79,7 @@ class Report(msgspec.Struct, kw_only=True):
     parameters: int
     untrained: Verification | None = None
     pretrained: Verification | None = None
+    start: str = ""
     rounds: list[RoundReport] = []
     eer: list[float] = []
     final: Verification | None = None

@@ -42,7 +42,7 @@ from privfr.models import Part, judged
 from privfr.privacy.accounting import noise_for
 from privfr.privacy.client import ClientLevel, calibrated
 from privfr.privacy.example import ExampleLevel, steps_of
-from privfr.privacy.guard import ExampleBudget, Guarded, guarantees
+from privfr.privacy.guard import ExampleBudget, Guarantee, Guarded, guarantees
 from privfr.privacy.ledger import Ledger
 from privfr.report import (
     ClientTrained,
@@ -99,6 +99,11 @@ def resume(directory: str | Path, observe: Observer = lambda event: None) -> Rep
     if report.finished:
         return report
     experiment = place.experiment()
+    if experiment.digest() != msgspec.convert(report.experiment, Experiment).digest():
+        raise InputError(
+            f"{place.root / 'experiment.toml'}: not the experiment that report.json was begun with, which "
+            "says what is promised; put it back, or start a new run"
+        )
     faces = _load(experiment, observe)
     old = _Run(experiment, place, faces, place.split(), observe)
     old.report = report
@@ -308,8 +313,15 @@ class _Run:
     @cached_property
     def part(self) -> Part:
         """What federation and baselines train, all from one start: the pretrained model if there is one."""
-        pretrained = Recogniser.load(self.place.model("pretrained")) if self.report.pretrained else None
-        return Part(self.method, self.experiment.seed, pretrained)
+        path = self.place.model("pretrained")
+        pretrained = Recogniser.load(path) if self.report.pretrained else None
+        found = Part(self.method, self.experiment.seed, pretrained)
+        if self.report.start not in ("", found.origin.hex()):
+            raise InputError(
+                f"{path}: not the model this run was begun with; put it back, or start a new run"
+            )
+        self.report.start = found.origin.hex()
+        return found
 
     def _federate(self) -> None:
         rounds, done = self.experiment.federation.rounds, len(self.report.rounds)
@@ -318,6 +330,7 @@ class _Run:
         found = Checkpoint.load(self._shared(done)) if done else None
         model = found.model if found else self.rule.begin(self.part.start)
         coordinator, members = self._federation(model, done)
+        self._compare_ledgers()
         self.place.forget(done - 1)
         engine = self._engine(members)
         self._observe(Stage("federated", done, rounds))
@@ -368,7 +381,7 @@ class _Run:
         privacy = self.experiment.privacy
         if privacy.level == "none":
             return learner
-        ledger = Ledger(self.place.client(client) / "privacy.jsonl")
+        ledger = Ledger(self._ledger(client))
         budget = None
         if privacy.example:
             budget = example_budget(self.experiment, len(learner.faces))
@@ -392,6 +405,18 @@ class _Run:
         self._observe(Notice(f"stopped: {self.report.stopped}"))
         return False
 
+    def _compare_ledgers(self) -> None:
+        """Refuse ledgers that know of less than the report does: a file has gone, or has lost lines."""
+        if not (stated := self.report.privacy):
+            return
+        for then, now in zip(stated, self._guarantees(None), strict=True):
+            for client, (before, after) in enumerate(zip(then.clients, now.clients, strict=True)):
+                if after < before * (1 - 1e-9):
+                    raise InputError(
+                        f"{self._ledger(client)}: knows of epsilon {after:.2f} at the {now.level} level, and "
+                        f"report.json of {before:.2f}; put the file back: what was spent stays spent"
+                    )
+
     def _settle(self, outcome: RoundReport, model: Vector) -> None:
         """Book what a round has really cost, now that its survivors are known."""
         for each in self.guarded.values():
@@ -401,10 +426,16 @@ class _Run:
 
     def _state_privacy(self, model: Vector) -> None:
         """Say in the report what the ledgers say: also of rounds that were broken off."""
+        clip = self.rule.clip
         if self.guarded:
-            every, clip = [self.guarded[client] for client in sorted(self.guarded)], self.rule.clip
-            reached = clip.at(model[self.layout.size]) if clip else None
-            self.report.privacy = guarantees(every, self.experiment.privacy, self.backend, reached)
+            self.report.privacy = self._guarantees(clip.at(model[self.layout.size]) if clip else None)
+
+    def _guarantees(self, last_clip: float | None) -> list[Guarantee]:
+        every = [self.guarded[client] for client in sorted(self.guarded)]
+        return guarantees(every, self.experiment.privacy, self.backend, last_clip)
+
+    def _ledger(self, client: int) -> Path:
+        return self.place.client(client) / "privacy.jsonl"
 
     # One round
 

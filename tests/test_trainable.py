@@ -162,6 +162,19 @@ def test_resumed_equals_uninterrupted(
     assert facts(report) == facts(runs[part][1])
 
 
+@pytest.mark.parametrize("part", ["adapter", "all"])
+def test_a_run_does_not_go_on_from_another_pretrained_model(part: str, people: Path, tmp_path: Path) -> None:
+    """What is frozen comes from it at every resume; its start is that of the baselines."""
+    place = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted(people, part), place, interrupt_at(RoundEnded, 1, lambda event: True))
+    (place / "models" / "pretrained.safetensors").write_bytes(
+        (place / "models" / "untrained.safetensors").read_bytes()
+    )
+    with pytest.raises(InputError, match=r"pretrained\.safetensors: not the model this run was begun with"):
+        resume(place)
+
+
 def test_a_start_without_pretraining_is_the_untrained_network(people: Path, tmp_path: Path) -> None:
     changes = {"pretraining__epochs": 0, "data__public": 0, "baselines": []}
     run(wanted(people, "last", **changes), tmp_path / "run")

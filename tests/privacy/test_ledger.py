@@ -103,7 +103,7 @@ def test_a_line_that_lacks_its_end_only_was_perhaps_spent(tmp_path: Path) -> Non
 
 
 def test_a_round_that_a_crash_broke_off_is_never_settled(tmp_path: Path) -> None:
-    """Its sum may have been over fewer than that of the second try, in which this client may not have been."""
+    """Its sum may have been over fewer than that of the second try, which this client may have missed."""
     path = tmp_path / "privacy.jsonl"
     Ledger(path).book(Entry(3, 0.5))
     Ledger(path).settle(3, 0.1)

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ PRIVATE = TINY | {"data.clients": 6, "data.test": 5, "privacy.level": "client", 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_people(tmp_path_factory.mktemp("data") / "people", identities=11)
+    """Two for each of six clients, or a head has nothing to tell apart and every update is zero."""
+    return write_people(tmp_path_factory.mktemp("data") / "people", identities=17)
 
 
 def ledgers(directory: Path) -> list[Ledger]:
@@ -49,6 +51,22 @@ def test_a_budget_is_kept_on_every_backend(people: Path, tmp_path: Path, backend
     assert any(not np.array_equal(moved[name], before[name]) for name in before)
 
 
+def test_what_is_learnt_gets_through_the_noise(people: Path, tmp_path: Path) -> None:
+    """With next to none, and a clip that cuts nothing, the model is that of a run without privacy."""
+    base = PRIVATE | {"federation.momentum": 0.0, "federation.rounds": 1}
+    loud = base | {"privacy.epsilon": 0.0, "privacy.client_noise": 1e-3, "privacy.client_clip": 2.0}
+    run(experiment(people, loud), tmp_path / "private")
+    run(experiment(people, base, privacy__level="none"), tmp_path / "open")
+    start, private, open_ = (
+        np.concatenate([tensor.numpy().ravel() for _, tensor in sorted(safetensors.torch.load_file(
+            tmp_path / place / "models" / f"{name}.safetensors").items())])
+        for place, name in (("open", "untrained"), ("private", "federated"), ("open", "federated"))
+    )  # fmt: skip
+    moved = np.linalg.norm(open_ - start)
+    assert moved > 0.1
+    assert np.linalg.norm(private - open_) < 0.5 * moved
+
+
 def test_noise_is_fresh_in_every_run(people: Path, tmp_path: Path) -> None:
     """The same seed twice: all that differs is the noise, which follows no seed."""
     for name in ("a", "b"):
@@ -70,7 +88,7 @@ class Interrupt:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("at", [1, 4, 6, 7, 11, 17])
+@pytest.mark.parametrize("at", [2, 8, 12, 13, 22, 33])
 def test_an_interrupted_round_stays_paid(people: Path, tmp_path: Path, at: int) -> None:
     """And so there may be a round less in the end, never more noise-free rounds than the budget allows."""
     wanted = experiment(people, PRIVATE, federation__rounds=3, federation__backend="masking")
@@ -85,6 +103,39 @@ def test_an_interrupted_round_stays_paid(people: Path, tmp_path: Path, at: int) 
             for path in sorted((tmp_path / "run").glob("clients/*/privacy.jsonl"))]  # fmt: skip
     assert all(count >= len(found.rounds) for count in paid)
     assert found.privacy[0].clients == tuple(epsilon_of_rho(rho, 1e-5) for rho in after)
+
+
+def broken_off(people: Path, place: Path, **changes: Any) -> None:
+    """A private run that has one round, and pays for its second when it ends."""
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment(people, PRIVATE, federation__rounds=3, **changes), place, Interrupt(12 + 5))
+
+
+@pytest.mark.parametrize("lost", ["all", "lines"])
+def test_a_ledger_that_knows_less_than_the_report_is_refused(people: Path, tmp_path: Path, lost: str) -> None:
+    """Deleted, or cut by whole lines: nothing spent may be forgotten by that."""
+    broken_off(people, tmp_path / "run")
+    path = tmp_path / "run" / "clients" / "0004" / "privacy.jsonl"
+    if lost == "all":
+        path.unlink()
+    else:
+        path.write_text("")
+    with pytest.raises(InputError, match=r"0004/privacy\.jsonl: knows of epsilon 0\.00 at the client level"):
+        resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "change", [("client_noise = 0.0", "client_noise = 9.0"), ("epsilon = 8.0", "epsilon = 9.0")]
+)
+def test_a_run_goes_on_with_the_experiment_it_promised(
+    people: Path, tmp_path: Path, change: tuple[str, str]
+) -> None:
+    broken_off(people, tmp_path / "run")
+    path = tmp_path / "run" / "experiment.toml"
+    assert change[0] in path.read_text()
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(InputError, match=r"experiment\.toml: not the experiment"):
+        resume(tmp_path / "run")
 
 
 def test_a_run_ends_where_its_budget_does(people: Path, tmp_path: Path) -> None:
@@ -152,18 +203,17 @@ def test_both_levels_are_reported_apart(people: Path, tmp_path: Path, level: str
     assert found.final is not None and all(not each.metrics for each in found.rounds)
     for ledger in ledgers(tmp_path / "run"):
         _, rate, steps = ledger.steps[0]
-        assert (rate, steps, len(ledger.steps)) == (1.0, 1, 2)
+        assert (rate, steps, len(ledger.steps)) == (0.5, 2, 2)  # of eight pictures, four at a time
         assert (ledger.rho > 0) == (level == "both")
     if level == "example":  # the weight is still the number of pictures
-        assert found.rounds[0].weight == 24
+        assert found.rounds[0].weight == 48
 
 
 LEARNT = PRIVATE | {
-    "data.clients": 3, "privacy.clip_share": 0.05, "privacy.client_clip": 0.01, "coding.clip": 0.01,
+    "privacy.clip_share": 0.05, "privacy.client_clip": 0.01, "coding.clip": 0.01,
     "privacy.epsilon": 0.0, "privacy.client_noise": 1e-3, "privacy.example_noise": 1.0,
 }  # fmt: skip
-"""Two people a client, or there is nothing to learn. Next to no noise, so that where the clip goes can be
-foretold: up from far below, by 0.1 a round."""
+"""Next to no noise, so that where the clip goes can be foretold: up from far below, by 0.1 a round."""
 
 
 @pytest.mark.parametrize(("backend", "level"), [("masking", "both"), ("bfv", "client")])
