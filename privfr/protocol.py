@@ -225,7 +225,7 @@ class Backend:
     state.  open: spec, sealed, keyring -> mean.  handover: how clients pass the model on where the server
     learns "nothing", else None.  describe: clients, threshold, that table -> what follows from them, for
     reports.  central: whether noise for differential privacy is added once, by whoever adds up, who sees each
-    update anyway.  caveat: where clients' own noise does not hold, in words.
+    update anyway.  caveat: against whom clients' own noise does not hold, in words.
     """
 
     name: str

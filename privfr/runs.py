@@ -44,6 +44,7 @@ from privfr.privacy.client import ClientLevel, calibrated
 from privfr.privacy.example import ExampleLevel, steps_of
 from privfr.privacy.guard import ExampleBudget, Guarantee, Guarded, guarantees
 from privfr.privacy.ledger import Ledger
+from privfr.protocol import Backend
 from privfr.report import (
     ClientTrained,
     Event,
@@ -207,11 +208,24 @@ def _check(experiment: Experiment) -> None:
         raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
     _parameters(experiment)
     backend = backend_named(experiment.federation.backend)
+    _check_collusion(experiment, backend)
     kinds = {str(step.expects.__struct_config__.tag) for step in backend.client_steps} | {"result"}
     kinds |= {"handover"} if backend.handover else set()
     if unknown := set(experiment.engine.phases) - kinds:
         known = ", ".join(sorted(kinds))
         raise InputError(f"engine.phases: no message of kind {min(unknown)!r} here; choose from {known}")
+
+
+def _check_collusion(experiment: Experiment, backend: Backend) -> None:
+    """Refuse noise for more accomplices than the backend keeps single updates from: it would not count."""
+    level, clients = client_level(experiment), experiment.data.clients
+    options = experiment.options(backend.table)
+    known = backend.describe(clients, experiment.federation.threshold, options).get("corrupt")
+    if level and known is not None and level.corrupt > known:
+        raise InputError(
+            f"privacy.corruption: {level.corrupt} of {clients} clients may collude, and {backend.table}."
+            f"corruption says {known:.0f}: more could open a single update; set both alike"
+        )
 
 
 def _given(experiment: Experiment) -> Recogniser:
@@ -432,7 +446,7 @@ class _Run:
 
     def _guarantees(self, last_clip: float | None) -> list[Guarantee]:
         every = [self.guarded[client] for client in sorted(self.guarded)]
-        return guarantees(every, self.experiment.privacy, self.backend, last_clip)
+        return guarantees(every, self.experiment, self.backend, last_clip)
 
     def _ledger(self, client: int) -> Path:
         return self.place.client(client) / "privacy.jsonl"

@@ -10,7 +10,7 @@ import msgspec
 
 from privfr.averaging import AdaptiveClip
 from privfr.errors import BudgetSpent
-from privfr.experiment import Privacy
+from privfr.experiment import Experiment, Privacy
 from privfr.federation import Learner
 from privfr.privacy.accounting import Accountant, Steps, epsilon_of_rho, epsilon_of_steps
 from privfr.privacy.client import ClientLevel
@@ -117,10 +117,10 @@ class Guarded:
 
 
 def guarantees(
-    guarded: Sequence[Guarded], privacy: Privacy, backend: Backend, last_clip: float | None = None
+    guarded: Sequence[Guarded], experiment: Experiment, backend: Backend, last_clip: float | None = None
 ) -> list[Guarantee]:
     """Say what the levels of a run promise at this moment. last_clip: where a learnt one is now."""
-    found = []
+    found, privacy = [], experiment.privacy
     if level := guarded[0].client:
         rhos = [each.ledger.rho for each in guarded]
         epsilons = tuple(epsilon_of_rho(rho, level.delta) for rho in rhos)
@@ -134,10 +134,19 @@ def guarantees(
         noise = min(budget.steps[0] for budget, _ in budgets)
         found.append(_guarantee("example", epsilons, privacy, noise, privacy.example_clip, privacy.accountant,
                                 _EXAMPLE, backend))  # fmt: skip
+        if level:
+            found[0].not_covered += (
+                "how many pictures a client has, of which its example level's epsilon tells",
+            )
+    if experiment.baselines:
+        for each in found:
+            each.not_covered += ("the baselines, which are trained and reported without noise",)
     return found
 
 
 _BOTH = (
+    "how long a client takes, which tells of how many pictures it has",
+    "people whose pictures the start was trained on, or the results are measured on",
     "other runs over the same people, whose epsilons add up",
     "settings that were chosen by looking at results for the same people",
 )
@@ -162,6 +171,8 @@ _EXAMPLE = {
 
 def _against(level: ClientLevel, backend: Backend) -> str:
     if not level.noise.central:
+        if backend.caveat:
+            return f"the server, and up to {level.corrupt} clients together, but not {backend.caveat}"
         return f"everybody, the server included, while no more than {level.corrupt} clients collude with it"
     if backend.server_learns == "updates":
         return "the other clients and whoever is given the model, but not the server, which sees each update"

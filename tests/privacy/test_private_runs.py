@@ -51,6 +51,38 @@ def test_a_budget_is_kept_on_every_backend(people: Path, tmp_path: Path, backend
     assert any(not np.array_equal(moved[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize(
+    ("backend", "against"),
+    [
+        ("masking", "everybody, the server included, while no more than 1 clients collude with it"),
+        ("masking-passive", "the server, and up to 1 clients together, but not a server that breaks the"),
+        ("bfv", "the server, and up to 1 clients together, but not a client that helps the server"),
+        ("ckks-authority", "the server, and up to 1 clients together, but not an authority or client that"),
+        ("trusted", "everybody but the aggregator"),
+        ("plain", "the other clients and whoever is given the model, but not the server"),
+    ],
+)
+def test_the_report_claims_no_more_than_the_backend_hides(
+    people: Path, tmp_path: Path, backend: str, against: str
+) -> None:
+    found = run(
+        experiment(people, PRIVATE, federation__rounds=1, federation__backend=backend), tmp_path / "r"
+    )
+    assert found.privacy[0].against.startswith(against)
+
+
+@pytest.mark.parametrize("baseline", ["individual", "centralised"])
+def test_what_is_trained_without_noise_is_said_to_be(people: Path, tmp_path: Path, baseline: str) -> None:
+    changes = {"privacy.level": "both", "privacy.accountant": "rdp", "federation.rounds": 1}
+    alone, beside = (
+        run(experiment(people, PRIVATE | changes, baselines=wanted), tmp_path / str(len(wanted))).privacy
+        for wanted in ([], [baseline])
+    )
+    assert not any("baselines" in line for level in alone for line in level.not_covered)
+    assert all(any("baselines" in line for line in level.not_covered) for level in beside)
+    assert all(any("measured on" in line for line in level.not_covered) for level in alone)
+
+
 def test_what_is_learnt_gets_through_the_noise(people: Path, tmp_path: Path) -> None:
     """With next to none, and a clip that cuts nothing, the model is that of a run without privacy."""
     base = PRIVATE | {"federation.momentum": 0.0, "federation.rounds": 1}
@@ -173,6 +205,10 @@ def test_a_round_that_loses_more_than_was_stated_has_no_sum(people: Path, tmp_pa
         ({"privacy.delta": 0.2}, r"privacy\.delta: 0\.2 is not below one in 6 clients"),
         ({"privacy.epsilon": 0.0}, r"privacy\.epsilon: 0 is no budget"),
         ({"privacy.corruption": 0.9, "federation.backend": "masking"}, r"privacy\.corruption: of 6 clients"),
+        (
+            {"privacy.corruption": 0.4, "federation.backend": "masking"},
+            r"privacy\.corruption: 3 of 6 clients may collude, and masking\.corruption says 1",
+        ),
         ({"privacy.client_clip": 1e-6}, r"privacy\.client_clip"),
         ({"privacy.client_clip": 3e3}, r"the noise"),
         (

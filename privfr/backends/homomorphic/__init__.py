@@ -34,7 +34,7 @@ BFV = Backend(
     name="bfv",
     server_learns="nothing",
     trust="The server sees no sum and no model; a single client that helps it can show it every update.",
-    caveat="what a client that helps the server opens: each update, with that client's own noise alone",
+    caveat="a client that helps the server, and opens each update with that client's own noise alone",
     client_steps=(
         ClientStep("offer", Begin, clients.offer),
         ClientStep("contribute", Chosen, clients.contribute),
@@ -63,6 +63,7 @@ BFV_AUTHORITY = replace(
     name="bfv-authority",
     server_learns="sum",
     trust="The server sees the sum alone; an authority or client that helps it can show it every update.",
+    caveat="an authority or client that helps the server, and opens each update with its own noise alone",
     client_steps=(
         ClientStep("ready", Begin, authority.ready),
         ClientStep("contribute", PublicKey, authority.contribute),

@@ -173,6 +173,7 @@ MASKING_PASSIVE = replace(
     MASKING,
     name="masking-passive",
     trust="The server sees the sum alone if it keeps to the protocol and no more collude than stated.",
+    caveat="a server that breaks the protocol, and opens each update with that client's own noise alone",
     client_steps=tuple(step for step, _ in _PASSIVE),
     server_steps=tuple(step for _, step in _PASSIVE),
 )
