@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from privfr.averaging import AdaptiveClip
 from privfr.errors import BudgetSpent
@@ -99,7 +100,11 @@ class Guarded:
         rho = self.client.most if self.client else 0.0
         self.ledger.book(Entry(round, rho, self.example.steps if self.example else None))
         update = self.learner.learn(weights, round)
-        vector = self.clip.sent(update.vector, model[-1]) if self.clip else update.vector
+        vector = update.vector
+        if self.client and not np.isfinite(vector).all():
+            vector = np.zeros_like(vector)  # who takes part is public, and must not depend on pictures
+        if self.clip:
+            vector = self.clip.sent(vector, model[-1])
         return Update(vector, 1.0 if self.client else update.weight, {})
 
     def settle(self, round: int, survivors: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from privfr.averaging import AdaptiveClip
 from privfr.coding import Noise
 from privfr.errors import BudgetSpent, InputError
 from privfr.privacy.accounting import epsilon_of_rho
@@ -32,12 +33,13 @@ def level(rounds: int) -> ClientLevel:
 class Echo:
     """Learns nothing, and remembers when it was asked to."""
 
-    def __init__(self) -> None:
+    def __init__(self, update: Update | None = None) -> None:
         self.asked: list[int] = []
+        self.update = update
 
     def learn(self, model: Vector, round: int) -> Update:
         self.asked.append(round)
-        return Update(model * 2, 17.0, {"loss": 3.0})
+        return self.update or Update(model * 2, 17.0, {"loss": 3.0})
 
     def save(self) -> bytes:
         return b"echo"
@@ -132,6 +134,16 @@ def test_a_guarded_learner_gives_the_vector_alone(tmp_path: Path) -> None:
     update = guarded.learn(MODEL, 0)
     assert (update.weight, update.metrics, update.vector.tolist()) == (1.0, {}, [2.0] * 5)
     guarded.restore(guarded.save())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("clip", [None, AdaptiveClip(2.0, 0.36)])
+def test_a_client_that_diverges_sends_zeros(tmp_path: Path, bad: float, clip: AdaptiveClip | None) -> None:
+    """Were it silent, or the run broken off, that would tell of its pictures without noise."""
+    diverged = Update(np.array([1.0, bad], np.float32), 1.0, {})
+    guarded = Guarded(Echo(diverged), Ledger(tmp_path / "privacy.jsonl"), level(5), clip=clip)
+    vector = guarded.learn(np.zeros(3, np.float32), 0).vector
+    assert vector.tolist() == pytest.approx([0.0, 0.0] + ([1.2] if clip else []))
 
 
 def test_the_budget_is_spent_to_the_last_round_and_no_further(tmp_path: Path) -> None:
