@@ -339,9 +339,11 @@ def load_experiment(path: str | Path | None = None, changes: Mapping[str, Any] |
     if isinstance(size := tree.get("data", {}).get("size"), int):
         tree["data"]["size"] = (size, size)
     try:
-        return msgspec.convert(tree, Experiment)
+        found = msgspec.convert(tree, Experiment)
     except msgspec.ValidationError as error:
         raise InputError(f"{origin}: {_readable(error)}") from None
+    _check_level(tree.get("privacy", {}), origin)
+    return found
 
 
 def parse_value(text: str) -> Any:
@@ -377,6 +379,19 @@ def _check_keys(tree: Mapping[str, Any], node: type[msgspec.Struct], origin: str
             _check_keys(value, child, origin, f"{prefix}{key}.")
 
 
+def _check_level(privacy: Mapping[str, Any], origin: str) -> None:
+    """Refuse a budget of no level: who sets one and forgets the level would train without any noise.
+
+    The two shares alone may be another's: --corruption and --dropout are masking's, too.
+    """
+    idle = [key for key in privacy if key not in ("corruption", "dropout")]
+    if idle and "level" not in privacy:
+        raise InputError(
+            f"{origin}: privacy.{idle[0]} is set and privacy.level (--dp) is not, so that nothing would be "
+            f"private; set that to {', '.join(_choices('privacy.level'))}"
+        )
+
+
 def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *tables, key = dotted.split(".")
     for table in tables:
@@ -392,7 +407,9 @@ def _readable(error: msgspec.ValidationError) -> str:
     message = message[:1].lower() + message[1:].replace("`", "").replace("enum value", "value")
     path = where.strip("`.")
     allowed = _choices(path.split("[")[0]) if "invalid value" in message else ()
-    hint = f"; choose from {', '.join(allowed)}" if allowed else ""
+    near = difflib.get_close_matches(message.split("'")[1], allowed, 1, 0.5) if "'" in message else []
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"; {meant}choose from {', '.join(allowed)}" if allowed else ""
     return f"{path}: {message}{hint}" if path else message
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from privfr.cores import usable_cores
 from privfr.errors import InputError
-from privfr.experiment import Data, Engine, Experiment, Federation, load_experiment, parse_value
+from privfr.experiment import Data, Engine, Experiment, Federation, Privacy, load_experiment, parse_value
 
 SEVERAL = {"data.size": (112, 96), "engine.phases": ("begin", "result"), "baselines": ("individual",)}
 
@@ -45,6 +45,7 @@ def other(key: str, kind: Any, default: Any) -> Any:
 
 OTHERS = {key: other(key, kind, default) for key, kind, default in keys()}
 OTHERS = {key: value for key, value in OTHERS.items() if value is not None}
+NO_LEVEL = {"privacy.level": "none"}  # said aloud: a budget without a word of its level is refused
 
 
 def file(tmp_path: Path, text: str) -> Path:
@@ -61,7 +62,7 @@ def test_toml_round_trip(
     tmp_path_factory: pytest.TempPathFactory, chosen: set[str], seed: int, source: str
 ) -> None:
     source = "".join(sign for sign in source if not "\ud800" <= sign <= "\udfff") or "x"
-    changes = {key: OTHERS[key] for key in chosen} | {"seed": seed, "data.source": source}
+    changes = NO_LEVEL | {key: OTHERS[key] for key in chosen} | {"seed": seed, "data.source": source}
     wanted = load_experiment(None, changes)
     path = tmp_path_factory.mktemp("toml") / "exp.toml"
     path.write_bytes(wanted.to_toml().encode())
@@ -70,7 +71,7 @@ def test_toml_round_trip(
 
 @pytest.mark.parametrize("key", OTHERS)
 def test_every_key_can_be_set_and_survives(key: str, tmp_path: Path) -> None:
-    changed = load_experiment(None, {key: OTHERS[key]})
+    changed = load_experiment(None, NO_LEVEL | {key: OTHERS[key]})
     assert changed != Experiment()
     assert load_experiment(file(tmp_path, changed.to_toml())) == changed
 
@@ -169,6 +170,32 @@ def test_a_wrong_choice_lists_the_right_ones(key: str, value: Any) -> None:
     assert key in str(caught.value)
     assert "'x'" in str(caught.value)
     assert f"choose from {', '.join(map(str, allowed))}" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("method.trainable", "adaptor", "adapter"), ("privacy.level", "clients", "client"),
+        ("baselines", ["centralized"], "centralised"),
+    ],
+)  # fmt: skip
+def test_a_wrong_choice_gets_its_near_one(key: str, value: Any, meant: str) -> None:
+    with pytest.raises(InputError, match=f"did you mean '{meant}'"):
+        load_experiment(None, {key: value})
+
+
+@pytest.mark.parametrize("key", ["epsilon", "delta", "client_noise"])
+def test_a_budget_of_no_level_is_refused(key: str, tmp_path: Path) -> None:
+    """Also of the default's size: who asks for an epsilon and gets no noise has been deceived."""
+    value = getattr(Privacy(), key)
+    config = tmp_path / "exp.toml"
+    config.write_text(f"[privacy]\n{key} = {value}\n")
+    for path, changes in ((None, {f"privacy.{key}": value}), (config, {})):
+        with pytest.raises(InputError, match=rf"privacy\.{key} is set and privacy\.level \(--dp\) is not"):
+            load_experiment(path, changes)
+        assert load_experiment(path, changes | NO_LEVEL).privacy == Privacy()
+    assert load_experiment(None, {"privacy.corruption": 0.1, "privacy.dropout": 0.1})
 
 
 def test_a_table_in_the_place_of_a_value_and_back() -> None:
@@ -186,7 +213,7 @@ ENGINE_ONLY = {key for key in OTHERS if key.startswith("engine.")} | {"baselines
 
 @pytest.mark.parametrize("key", OTHERS)
 def test_members_must_agree_on_all_but_where_it_runs(key: str) -> None:
-    changed = load_experiment(None, {key: OTHERS[key]})
+    changed = load_experiment(None, NO_LEVEL | {key: OTHERS[key]})
     assert (changed.digest() == Experiment().digest()) == (key in ENGINE_ONLY)
 
 

@@ -363,7 +363,13 @@ FLAGS = {
     ("--method", "suprvised"): ["suprvised", "did you mean 'supervised'"],
     ("--backbone", "smal"): ["smal", "did you mean 'small'"],
     ("--head", "cosfac"): ["method.head", "cosfac", "cosface", "arcface", "softmax", "sphereface2"],
-    ("--trainable", "adaptor"): ["method.trainable", "adaptor", "all, last, adapter, norms"],
+    ("--trainable", "adaptor"): [
+        "method.trainable",
+        "did you mean 'adapter'",
+        "all, last, adapter, norms",
+    ],
+    ("--dp", "persons"): ["privacy.level", "persons", "none, example, client, both"],
+    ("--target-epsilon", "8"): ["privacy.epsilon", "--dp", "none, example, client, both"],
     ("--trainable", "adapter", "--set", "method.rank=0"): ["method.rank", ">= 1"],
     ("--trainable", "norms", "--backbone", "sphere20", "--set", "data.size=[112, 96]"): [
         "method.trainable",
