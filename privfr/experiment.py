@@ -303,7 +303,24 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         for level in ("example", "client"):
             if getattr(wanted, level) and not (wanted.epsilon or getattr(wanted, f"{level}_noise")):
                 raise InputError(f"privacy.epsilon: 0 is no budget; raise it, or set privacy.{level}_noise")
-        return msgspec.structs.replace(wanted, delta=wanted.delta or min(1e-5, 0.1 / clients))
+        found = msgspec.structs.replace(wanted, delta=wanted.delta or min(1e-5, 0.1 / clients))
+        if wanted.example:
+            self._check_example(found)
+        return found
+
+    def _check_example(self, found: Privacy) -> None:
+        """Refuse what the example level's accountants cannot work out, or would call infinite."""
+        if not (found.example_noise == 0 or 0.01 <= found.example_noise <= 500):
+            raise InputError(
+                f"privacy.example_noise: {found.example_noise:g} is not between 0.01 and 500 times the clip"
+            )
+        if found.example_clip < 1e-6:
+            raise InputError(f"privacy.example_clip: {found.example_clip:g} is below 1e-6; raise it")
+        if found.accountant == "prv" and found.delta < 1e-12:
+            raise InputError(
+                f"privacy.delta: {found.delta:g} is less than PRV's rounding, so raise it to 1e-12, or set "
+                'privacy.accountant to "rdp"'
+            )
 
     def _check_clip(self) -> None:
         """Refuse a clip that nobody uses, or whose part of an update would not be sent whole."""

@@ -84,6 +84,8 @@ def run(experiment: Experiment, directory: str | Path, observe: Observer = lambd
     faces = _load(experiment, observe)
     parts = _split(faces, experiment)
     experiment = _weighed(experiment, faces, parts)
+    if experiment.privacy.example:
+        _check_pictures(experiment, faces, parts)
     new = _Run(experiment, place, faces, parts, observe)
     place.begin(experiment, parts, new.report)
     return new.execute()
@@ -141,6 +143,18 @@ def _weighed(experiment: Experiment, faces: Faces, parts: Split) -> Experiment:
     return msgspec.structs.replace(
         experiment, coding=msgspec.structs.replace(experiment.coding, max_weight=most)
     )
+
+
+def _check_pictures(experiment: Experiment, faces: Faces, parts: Split) -> None:
+    """Refuse at once a delta or a budget that does not suit the pictures a client has."""
+    delta = experiment.privacy.delta
+    for pictures in sorted({len(parts.faces_of(faces, client)) for client in range(len(parts.clients))}):
+        if delta >= 1 / pictures:
+            raise InputError(
+                f"privacy.delta: {delta:g} is not below one in the {pictures} pictures of a client, and "
+                "would allow one of them to be given away whole; lower it"
+            )
+        example_budget(experiment, pictures)
 
 
 def _parameters(experiment: Experiment) -> bytes:

@@ -97,6 +97,11 @@ def calibrated(
             f"privacy.client_clip: {clip} is less than one step of the coding; lower coding.clip or raise "
             "coding.bits"
         )
+    if radius > 1 << 40:
+        raise InputError(
+            f"privacy.client_clip: {clip:g} is more than 2^40 steps of the coding; lower it, or raise "
+            "coding.clip"
+        )
 
     def level(variance: int) -> ClientLevel:
         noise = Noise(radius, variance, central)
@@ -104,6 +109,11 @@ def calibrated(
 
     if multiplier:
         variance = math.ceil((multiplier * radius) ** 2 / noises)
+        if variance > 1 << 58:
+            raise InputError(
+                f"privacy.client_noise: {multiplier:g} clips of {clip:g} is more noise than can be drawn; "
+                "lower one of them, or raise coding.clip"
+            )
     else:
         variance = _least(lambda v: level(v).most, rho_of_epsilon(epsilon, delta) / rounds)
     if variance < LEAST_VARIANCE:

@@ -209,6 +209,21 @@ def test_a_round_that_loses_more_than_was_stated_has_no_sum(people: Path, tmp_pa
             {"privacy.corruption": 0.4, "federation.backend": "masking"},
             r"privacy\.corruption: 3 of 6 clients may collude, and masking\.corruption says 1",
         ),
+        (
+            {"privacy.level": "example", "privacy.delta": 0.13},
+            r"privacy\.delta: 0\.13 is not below one in the 8 pictures of a client",
+        ),
+        ({"privacy.level": "example", "privacy.delta": 1e-13}, r'privacy\.delta: 1e-13 .* to "rdp"'),
+        ({"privacy.level": "both", "privacy.delta": 1e-300}, r"privacy\.delta: 1e-300 .* PRV"),
+        (
+            {"privacy.level": "example", "privacy.example_noise": 1e-300},
+            r"privacy\.example_noise: 1e-300 .* 0\.01",
+        ),
+        ({"privacy.level": "example", "privacy.example_noise": 501.0}, r"privacy\.example_noise: 501 .* 500"),
+        ({"privacy.level": "example", "privacy.example_clip": 1e-7}, r"privacy\.example_clip: 1e-07"),
+        ({"privacy.level": "example", "privacy.epsilon": 1e-3}, r"privacy\.epsilon: 0\.001 cannot be kept"),
+        ({"privacy.client_noise": 1e6}, r"privacy\.client_noise: 1e\+06 clips of 1"),
+        ({"privacy.client_clip": 1e6, "coding.bits": 24}, r"privacy\.client_clip: 1e\+06 is more than 2\^40"),
         ({"privacy.client_clip": 1e-6}, r"privacy\.client_clip"),
         ({"privacy.client_clip": 3e3}, r"the noise"),
         (
@@ -224,7 +239,7 @@ def test_a_privacy_that_cannot_be_is_refused_before_anything_is_done(
 ) -> None:
     with pytest.raises(InputError, match=message):
         run(experiment(people, PRIVATE | changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not [*tmp_path.glob("run/*")]
 
 
 @pytest.mark.parametrize("level", ["example", "both"])
