@@ -18,7 +18,9 @@ from privfr.vector import Aggregate, Vector
 __all__ = ["AdaptiveClip", "FedAvg"]
 
 RATE = 0.2  # of the clip's logarithm, as in the paper
-REACH = 20.0  # largest |log(C / first)|: beyond, a clip is no clip, and float32 runs out
+# Largest |log(C / first)|: beyond, a clip is no clip, and float32 runs out. Whole, which float32 holds, so
+# that no sum is rounded past it: what `change` adds is below 0.2, and errs by 2^-27, not by half a step.
+REACH = 20.0
 _EXACT = Context(prec=40)  # whose exp is correctly rounded; math.exp is the C library's
 
 

@@ -60,9 +60,9 @@ class Report(msgspec.Struct, kw_only=True):
     """One run. Verification figures are on test identities, whom nobody trained on.
 
     server_learns, trust, discloses: what leaves the devices, in words.  security: what follows from the
-    backend's promise, by name.  start: commits to the network that federation began with, in hex.  eer: after
-    each round.  overhead: see `Profile`.  finished: False while
-    rounds or baselines are missing.
+    backend's promise, by name.  parameters: numbers that are trained and shared.  frozen: those that are
+    not.  start: commits to the network that federation began with, in hex.  eer: after each round.
+    overhead: see `Profile`.  finished: False while rounds or baselines are missing.
     """
 
     run: str
@@ -77,6 +77,7 @@ class Report(msgspec.Struct, kw_only=True):
     people: dict[str, int]
     pictures: dict[str, int]
     parameters: int
+    frozen: int = 0
     untrained: Verification | None = None
     pretrained: Verification | None = None
     start: str = ""

@@ -673,6 +673,11 @@ class _Run:
             pictures={name: len(group) if group else 0 for name, group in groups.items()}
             | {"clients": sum(map(len, self.clients))},
             parameters=self.layout.size,
+            frozen=sum(
+                math.prod(shape)
+                for name, shape in zip(self.whole.layout.names, self.whole.layout.shapes, strict=True)
+                if self.method.frozen(name)
+            ),
         )
 
 

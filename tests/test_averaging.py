@@ -169,6 +169,21 @@ def test_no_sum_takes_the_clip_out_of_reach(log: float, bit: float, quantile: fl
     clip.at(moved[1])
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_every_clip_that_is_driven_to_the_reach_gets_there_and_is_taken(side: int, momentum: float) -> None:
+    """From where one step leads to the end or beyond, in float32's own steps: none is rounded past it."""
+    clip = AdaptiveClip(1.0, 0.1, 0.01 if side < 0 else 0.99)
+    rule = FedAvg(momentum, clip)
+    first, last = np.array([REACH - 0.2 * 0.99 + 1e-5, REACH], np.float32).view(np.uint32)
+    for log in (side * np.arange(first, last + 1, dtype=np.uint32).view(np.float32))[::7]:
+        begun = rule.begin(np.zeros(1, np.float32))
+        begun[1] = log
+        moved = rule.step(begun, mean_of([0, -side * 1e9]))
+        assert moved[1] == side * REACH
+        clip._ratio(moved[1])
+
+
 @pytest.mark.parametrize("log", [math.nan, math.inf, -math.inf, 20.1, -20.1, 3e38])
 def test_a_clip_that_no_rounds_lead_to_is_refused(log: float) -> None:
     clip = AdaptiveClip(1.0, 0.1)

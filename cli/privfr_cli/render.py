@@ -159,9 +159,12 @@ def report(result: Report, directory: str) -> None:
     )
     up, down = sum(r.bytes_up for r in result.rounds), sum(r.bytes_down for r in result.rounds)
     clients = max(1, result.rounds[0].clients) if result.rounds else 1
+    shared = f"{result.parameters:,}"
+    if result.frozen:
+        shared += f" of {result.parameters + result.frozen:,}"
     out.print(
         f"\n{len(result.rounds)} rounds, {clients} clients, {people['clients']} people, "
-        f"{result.parameters:,} parameters"
+        f"{shared} parameters trained and shared"
     )
     out.print(
         f"per client: {size(up / clients)} up, {size(down / clients)} down; "

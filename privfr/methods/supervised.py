@@ -53,8 +53,14 @@ class Supervised:
     def build(self, identities: int, seed: int) -> nn.Module:
         """Make a `FaceModel` with one head row per identity.
 
-        Raises `InputError` for a backbone that has not the part to train.
+        Raises `InputError` for a backbone that has not the part to train, and for an adapter of more numbers
+        than the matrix that it stands for.
         """
+        if self.trainable == "adapter" and self.rank > self.dim // 2:
+            raise InputError(
+                f"method.rank: {self.rank} makes an adapter larger than the {self.dim} x {self.dim} matrix "
+                f"it stands for; at most {self.dim // 2}"
+            )
         settings = {"scale": self.scale} | ({} if self.head == "softmax" else {"margin": self.margin})
         found = FaceModel(
             backbone(self.backbone, self.size, self.dim, seed=seed),

@@ -371,6 +371,7 @@ FLAGS = {
     ("--dp", "persons"): ["privacy.level", "persons", "none, example, client, both"],
     ("--target-epsilon", "8"): ["privacy.epsilon", "--dp", "none, example, client, both"],
     ("--trainable", "adapter", "--set", "method.rank=0"): ["method.rank", ">= 1"],
+    ("--trainable", "adapter", "--set", "method.rank=65"): ["method.rank", "65", "128", "at most 64"],
     ("--trainable", "norms", "--backbone", "sphere20", "--set", "data.size=[112, 96]"): [
         "method.trainable",
         "sphere20",

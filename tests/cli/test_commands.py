@@ -103,6 +103,14 @@ def test_trainable_shares_a_part(privfr: Command, people: Path, tmp_path: Path) 
     privfr("evaluate", tmp_path / "r", "--data", people, "--json").done()
 
 
+@pytest.mark.parametrize(("part", "shown"), [("norms", "640 of 448,096"), ("all", "448,096")])
+def test_the_screen_says_how_much_is_trained(
+    part: str, shown: str, privfr: Command, people: Path, tmp_path: Path
+) -> None:
+    outcome = privfr("run", "--data", people, "--out", tmp_path / "r", *FLAGS, "--trainable", part).done()
+    assert f"people, {shown} parameters trained and shared" in " ".join(outcome.out.split())
+
+
 def test_config_and_flags_give_one_experiment(
     privfr: Command, people: Path, ran: tuple[Path, str], tmp_path: Path
 ) -> None:
