@@ -60,7 +60,7 @@ from privfr.storage import write_atomic
 from privfr.trainer import Learner, device_of, layout_of
 from privfr.vector import Vector
 
-__all__ = ["resume", "run"]
+__all__ = ["client_level", "resume", "run"]
 
 _SHOWN = 10  # skipped pictures named one by one
 _RECIPE = (
