@@ -42,6 +42,7 @@ def main() -> None:
         "seed": wanted.seed,
         "data.source": str(wanted.data / "celeba112"),
         "federation.rounds": wanted.rounds,
+        "training.epochs": 1.0,
         "coding.bits": 16,
         "baselines": [],
     }

@@ -120,10 +120,12 @@ def page(result: dict[str, Any]) -> str:
     """Write the result as Markdown."""
     share, seeds = result["gap_closed"], result["seeds"]
     data, federation = result["experiment"]["data"], result["experiment"]["federation"]
+    epochs = result["experiment"]["training"]["epochs"]
     lines = [
         "# Federated training on CelebA, judged on LFW",
         "",
-        f"{data['clients']} clients, {federation['rounds']} rounds, backend `{federation['backend']}`, "
+        f"{data['clients']} clients, {federation['rounds']} rounds of {epochs:g} epochs, backend "
+        f"`{federation['backend']}`, "
         f"{data['public']} public identities to pretrain on, {len(seeds)} seeds. Made by "
         "`python -m benchmarks.celeba_lfw`; the experiment is `benchmarks/celeba_lfw.toml`.",
         "",

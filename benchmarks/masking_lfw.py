@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=Path("runs/masking_lfw"))
     wanted = parser.parse_args()
-    common = {"federation.rounds": wanted.rounds, "baselines": []}
+    common = {"federation.rounds": wanted.rounds, "training.epochs": 1.0, "baselines": []}
     runs: dict[str, list[Path]] = {name: [] for name in ARMS}
     for seed in wanted.seeds:
         for number, (name, changes) in enumerate(ARMS.items()):
