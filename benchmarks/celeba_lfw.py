@@ -62,6 +62,11 @@ def train(seed: int, config: Path, data: Path, place: Path) -> Path:
     """Make or finish one run."""
     source = str(data / "celeba112")
     changes = {"seed": seed, "data.source": source, "baselines": ["centralised", "individual"]}
+    return made(place, changes, config)
+
+
+def made(place: Path, changes: dict[str, Any], config: Path = HERE / "celeba_lfw.toml") -> Path:
+    """Make the run of an experiment with these changes, or finish it where it has been begun."""
     if (place / "report.json").exists():
         privfr.resume(place, say)
     else:

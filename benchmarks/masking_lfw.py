@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import privfr
-from benchmarks.celeba_lfw import HERE, say
+from benchmarks.celeba_lfw import HERE, made
 from privfr.evaluation import listed_trials
 from privfr.faces.datasets import Faces
 from privfr.faces.verification import Pairs, lfw_accuracy
@@ -43,12 +43,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=Path("runs/masking_lfw"))
     wanted = parser.parse_args()
-    common = {"federation.rounds": wanted.rounds, "training.epochs": 1.0, "baselines": []}
+    common = {
+        "data.source": str(wanted.data / "celeba112"),
+        "federation.rounds": wanted.rounds,
+        "training.epochs": 1.0,
+        "baselines": [],
+    }
     runs: dict[str, list[Path]] = {name: [] for name in ARMS}
     for seed in wanted.seeds:
         for number, (name, changes) in enumerate(ARMS.items()):
             place = wanted.out / f"seed-{seed}-arm-{number}"
-            runs[name].append(train(seed, common | changes, wanted.data, place))
+            runs[name].append(made(place, common | changes | {"seed": seed}))
     pairs = privfr.read_pairs(wanted.data / "lfw112_protocol" / "pairs.txt")
     size = privfr.recogniser_in(runs["masking"][0]).size
     lfw = privfr.load_faces(str(wanted.data / "lfw112"), size)
@@ -62,16 +67,6 @@ def main() -> None:
     (wanted.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     PAGE.write_text(page(result, wanted.seeds))
     print(page(result, wanted.seeds))
-
-
-def train(seed: int, changes: dict[str, Any], data: Path, place: Path) -> Path:
-    """Make or finish one run."""
-    if (place / "report.json").exists():
-        privfr.resume(place, say)
-    else:
-        here = {"seed": seed, "data.source": str(data / "celeba112")}
-        privfr.run(privfr.load_experiment(HERE / "celeba_lfw.toml", here | changes), place, say)
-    return place
 
 
 def accuracy(run: Path, lfw: Faces, pairs: Pairs) -> float:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import privfr
-from benchmarks.celeba_lfw import HERE, SAMPLES, say
+from benchmarks.celeba_lfw import HERE, SAMPLES, made
 from benchmarks.privacy_page import PAGE, PLOT, draw, page
 from privfr.evaluation import listed_trials
 from privfr.faces.datasets import Faces
@@ -100,11 +100,7 @@ def main() -> None:
 
 def train(cell: Cell, wanted: argparse.Namespace) -> None:
     """Make or finish one run."""
-    place = wanted.out / cell.name
-    if (place / "report.json").exists():
-        privfr.resume(place, say)
-        return
-    print(f"{cell.name}", flush=True)
+    print(cell.name, flush=True)
     changes = common(cell.seed, wanted.data) | {
         "pretraining.model": str(start_of(cell.seed, wanted)),
         "pretraining.epochs": 0,
@@ -114,11 +110,7 @@ def train(cell: Cell, wanted: argparse.Namespace) -> None:
         "federation.rounds": ROUNDS,
         "privacy.client_clip": CLIP,
     }
-    privfr.run(
-        privfr.load_experiment(HERE / "celeba_lfw.toml", changes | budget_of(cell, wanted.clients)),
-        place,
-        say,
-    )
+    made(wanted.out / cell.name, changes | budget_of(cell, wanted.clients))
 
 
 def common(seed: int, data: Path) -> dict[str, Any]:
@@ -128,12 +120,8 @@ def common(seed: int, data: Path) -> dict[str, Any]:
 
 def start_of(seed: int, wanted: argparse.Namespace) -> Path:
     """Find the pretrained model of a seed, or pretrain it: a run of one round, which nobody looks at."""
-    place = wanted.out / f"start-seed-{seed}"
-    if not (place / "report.json").exists():
-        print(place.name, flush=True)
-        changes = common(seed, wanted.data) | {"federation.rounds": 1, "method.trainable": PART}
-        privfr.run(privfr.load_experiment(HERE / "celeba_lfw.toml", changes), place, say)
-    return privfr.RunDirectory(place).model("pretrained")
+    changes = common(seed, wanted.data) | {"federation.rounds": 1, "method.trainable": PART}
+    return privfr.RunDirectory(made(wanted.out / f"start-seed-{seed}", changes)).model("pretrained")
 
 
 def budget_of(cell: Cell, clients: int) -> dict[str, Any]:
