@@ -13,7 +13,7 @@ from decimal import Context, Decimal
 import numpy as np
 
 from privfr.errors import BadFrame
-from privfr.vector import Aggregate, Vector
+from privfr.vector import Aggregate, Vector, l2_norm
 
 __all__ = ["AdaptiveClip", "FedAvg"]
 
@@ -48,9 +48,9 @@ class AdaptiveClip:
 
     def sent(self, update: Vector, log: float) -> Vector:
         """Give what a client sends for its update, float32 [size]: float32 [size + 1]."""
-        clip, norm = self.at(log), math.sqrt(float(np.sum(np.square(update, dtype=np.float64))))
-        factor = self._length / max(clip, norm)
-        return np.append(update * np.float32(factor), np.float32(self._bit if norm <= clip else -self._bit))
+        clip, length = self.at(log), l2_norm(update)
+        factor = self._length / max(clip, length)
+        return np.append(update * np.float32(factor), np.float32(self._bit if length <= clip else -self._bit))
 
     def change(self, mean: Vector, log: float) -> Vector:
         """Read the mean of what clients sent, float32 [size + 1]: the mean update, and how `log` changes."""

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from privfr.discrete import DiscreteGaussian
 from privfr.errors import BadFrame, InputError, LocalProtocolError
-from privfr.vector import Aggregate, Update, Vector
+from privfr.vector import Aggregate, Update, Vector, l2_norm
 
 __all__ = ["METRIC_CLIP", "Coding", "FixedPoint", "Noise", "add_packed", "pack", "unpack"]
 
@@ -215,7 +215,7 @@ class FixedPoint:
         """
         spare = self._padded / 6 + 4 * noise.radius
         room = noise.radius**2 - (spare if 2 * spare < noise.radius**2 else 0)
-        length = _length(update.vector) / self.coding.step
+        length = l2_norm(update.vector) / self.coding.step
         share = math.sqrt(room) / length if length > noise.radius else 1.0
         while True:
             lanes = self._encoded(update, entropy, share)
@@ -439,12 +439,6 @@ class _Rounding:
 def _largest(bits: int) -> int:
     """L: the largest value of one client's lane."""
     return (1 << (bits - 1)) - 1
-
-
-def _length(vector: Vector) -> float:
-    """L2 norm."""
-    parts = (vector[start : start + CHUNK] for start in range(0, vector.size, CHUNK))
-    return math.sqrt(sum(float(np.sum(np.square(part, dtype=np.float64))) for part in parts))
 
 
 def _mask(bits: int) -> np.uint32:
