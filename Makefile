@@ -32,10 +32,10 @@ demo: $(VENV)/.installed ## install and train on synthetic faces, 8 clients, abo
 dev: $(VENV)/.developed ## install with everything that development needs
 
 test: dev ## run the tests, all but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: dev ## run the slow tests too
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'slow or not slow'
 
 check: dev ## lint, format and types
 	$(BIN)/ruff check .

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from privfr.coding import Coding, FixedPoint, Noise
 from privfr.experiment import Training
 from privfr.faces.datasets import Faces
+from privfr.methods.base import Labelled
 from privfr.privacy.accounting import epsilon_of_steps
 from privfr.privacy.audit import epsilon_proven
 from privfr.privacy.client import calibrated
@@ -89,15 +90,14 @@ def sums(noise: Noise | None, present: bool, trials: int) -> Scores:
 
 
 @dataclass(frozen=True)
-class Direct:
+class Direct(Labelled):
     """Loss -w.x of pictures labelled 0, nothing of others: gradients are -x or 0, whatever the weights."""
 
     name: ClassVar[str] = "direct"
     metrics: ClassVar[tuple[str, ...]] = ()
     discloses: ClassVar[tuple[str, ...]] = ()
-    per_example: ClassVar[bool] = True
 
-    def build(self, identities: int, seed: int) -> nn.Module:
+    def build(self, classes: int, seed: int) -> nn.Module:
         """One row of weights, from 0."""
         layer = nn.Linear(48, 1, bias=False)
         nn.init.zeros_(layer.weight)

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from privfr.experiment import Training
 from privfr.faces.backbones import Features, to_tensor
-from privfr.faces.datasets import Faces
 
-__all__ = ["dropping", "optimiser_of", "pictures_of"]
+__all__ = ["drawing", "optimiser_of", "pictures_of"]
 
 
 def pictures_of(
-    faces: Faces, rows: NDArray[np.int64], training: Training, generator: torch.Generator
+    images: NDArray[np.uint8], rows: NDArray[np.int64], training: Training, generator: torch.Generator
 ) -> Tensor:
     """Give the pictures of one step, each moved and mirrored by chance: float32 [rows, 3, height, width]."""
-    images = to_tensor(_shifted(faces.images[rows], training.shift, generator))
-    return _flipped(images, generator) if training.flip else images
+    found = to_tensor(_shifted(images[rows], training.shift, generator))
+    return _flipped(found, generator) if training.flip else found
 
 
 def optimiser_of(module: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -41,16 +40,24 @@ def optimiser_of(module: nn.Module, training: Training) -> torch.optim.Optimizer
 
 
 @contextmanager
-def dropping(module: nn.Module, share: float, generator: torch.Generator) -> Iterator[None]:
-    """Drop this share of the features of a module's backbone, by the coins of a generator, until it ends."""
-    found = [layer for layer in module.modules() if isinstance(layer, Features)]
-    for layer in found:
-        layer.share, layer.generator = share, generator
+def drawing(module: nn.Module, dropout: float, generator: torch.Generator) -> Iterator[None]:
+    """Let every layer that draws by chance, which has an attribute `generator`, draw from this one.
+
+    dropout: share of the features of a backbone that are dropped. When it ends, layers draw no more.
+    """
+    found = [layer for layer in module.modules() if hasattr(layer, "generator")]
+
+    def give(generator: torch.Generator | None, dropout: float) -> None:
+        for layer in found:
+            layer.generator = generator  # type: ignore[assignment]
+            if isinstance(layer, Features):
+                layer.share = dropout
+
+    give(generator, dropout)
     try:
         yield
     finally:
-        for layer in found:
-            layer.share, layer.generator = 0.0, None
+        give(None, 0.0)
 
 
 def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,8 +12,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privfr.errors import InputError, LocalProtocolError
@@ -21,8 +23,10 @@ from privfr.experiment import Training
 from privfr.faces.datasets import Faces
 from privfr.methods.base import Method, is_private
 from privfr.privacy.example import ExampleLevel, fit_private, start_private
-from privfr.stepping import dropping, optimiser_of, pictures_of
+from privfr.stepping import drawing, optimiser_of, pictures_of
 from privfr.vector import Layout, Update, Vector
+
+Pictures = NDArray[np.uint8]
 
 __all__ = ["Learner", "device_of", "fit", "layout_of", "learning_rate", "shared_vector"]
 
@@ -52,39 +56,45 @@ def fit(
     rate: Callable[[float], float],
     generator: torch.Generator,
     *,
+    imposters: Pictures | None = None,
     state: dict[str, Tensor] | None = None,
     stepped: Callable[[int, int, float], None] | None = None,
 ) -> float:
     """Train in place for `training.epochs` over the faces; gives the mean loss of the last pass.
 
-    rate: share of this training done, in [0, 1) -> learning rate.  state: of the optimiser, by name, taken
+    rate: share of this training done, in [0, 1) -> learning rate.  imposters: pictures of nobody, uint8
+    [n, height, width, 3].  state: of the optimiser, by name, taken
     up and left behind; None for a fresh one.  stepped(done, total, loss): called after each step.
     """
     device = next(module.parameters()).device
-    labels = torch.from_numpy(faces.labels)
+    images = faces.images if imposters is None else np.concatenate([faces.images, imposters])
+    examples = method.examples(module, faces, len(images) - len(faces), generator)
     optimiser = optimiser_of(module, training)
     if state:
         _take_up(optimiser, state)
-    passes = _passes(len(faces), training)
+    passes = _passes(len(examples), training)
     steps, done, mean = sum(batches for _, batches in passes), 0, math.nan
     module.train()
     for count, batches in passes:
         total = 0.0
-        order = torch.randperm(len(faces), generator=generator)[:count]
-        for rows in torch.tensor_split(order, batches):
+        order = torch.randperm(len(examples), generator=generator)[:count]
+        for picked in torch.tensor_split(order, batches):
             for group in optimiser.param_groups:
                 group["lr"] = rate(done / steps)
-            images = pictures_of(faces, rows.numpy(), training, generator)
+            rows = examples.rows[picked.numpy()].T.reshape(-1)
+            pictures = pictures_of(images, rows, training, generator)
+            targets = torch.from_numpy(examples.targets[picked.numpy()])
             with (
                 torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"),
-                dropping(module, training.dropout, generator),
+                drawing(module, training.dropout, generator),
             ):
-                losses = method.loss(module, images.to(device), labels[rows].to(device))
+                losses = method.loss(module, pictures.to(device), targets.to(device))
             optimiser.zero_grad()
             loss = losses.mean()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            done, total = done + 1, total + float(loss.detach()) * len(rows)
+            method.stepped(module)
+            done, total = done + 1, total + float(loss.detach()) * len(picked)
             if stepped:
                 stepped(done, steps, float(loss.detach()))
         mean = total / count
@@ -94,13 +104,13 @@ def fit(
     return mean
 
 
-def _passes(pictures: int, training: Training) -> list[tuple[int, int]]:
-    """Pictures and batches of each pass. Of a last one that is not whole, as many as its share, at least one.
+def _passes(examples: int, training: Training) -> list[tuple[int, int]]:
+    """Examples and batches of each pass. Of a last one that is not whole, as many as its share, at least one.
 
-    Batches as even as can be: a last one of two pictures would take a full step on their noise.
+    Batches as even as can be: a last one of two examples would take a full step on their noise.
     """
     shares = [min(1.0, training.epochs - done) for done in range(math.ceil(training.epochs))]
-    counts = [max(1, round(share * pictures)) for share in shares]
+    counts = [max(1, round(share * examples)) for share in shares]
     return [(count, max(1, round(count / training.batch))) for count in counts]
 
 
@@ -154,6 +164,7 @@ class Learner:
     """One client's training: its faces, its private tensors, and the method.
 
     rounds: how many are planned, for the learning rate's course.  seed, client: name its random streams.
+    imposters: pictures of nobody, uint8 [n, height, width, 3].
     private: tensors that stay on the device, by name; empty before the first round.  frozen: those that are
     not trained, by name; every one of them.  optimiser: its state from round to round, for
     a training that is one whole; None for a fresh one each round.
@@ -169,6 +180,7 @@ class Learner:
     layout: Layout
     rounds: int
     seed: int
+    imposters: Pictures | None = None
     private: dict[str, Tensor] = field(default_factory=dict)
     frozen: dict[str, Tensor] = field(default_factory=dict)
     optimiser: dict[str, Tensor] | None = None
@@ -204,7 +216,7 @@ class Learner:
         if self.example is None:
             generator = _stream(self.seed, self.client, round)
             loss = fit(
-                module, self.method, self.faces, self.training, rate, generator,
+                module, self.method, self.faces, self.training, rate, generator, imposters=self.imposters,
                 state=self.optimiser, stepped=self.stepped,
             )  # fmt: skip
             return {"loss": loss}
@@ -212,7 +224,7 @@ class Learner:
             raise LocalProtocolError("a learner with example-level privacy needs entropy")
         fit_private(
             module, self.method, self.faces, self.training, self.example, rate, self.entropy,
-            stepped=self.stepped,
+            imposters=self.imposters, stepped=self.stepped,
         )  # fmt: skip
         return {}
 
@@ -223,9 +235,10 @@ class Learner:
         client served before may linger (the released FedFace code forgets this).
         """
         device = device_of(self.training.device)
-        key = (self.method, len(self.faces.names), self.seed, device)
+        classes = self.method.classes(self.faces)
+        key = (self.method, classes, self.seed, device)
         if getattr(_workspace, "key", None) != key:
-            fresh = self.method.build(len(self.faces.names), self.seed)
+            fresh = self.method.build(classes, self.seed)
             for name, parameter in fresh.named_parameters():
                 parameter.requires_grad_(not self.method.frozen(name))
             _workspace.module = fresh.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -119,9 +119,9 @@ def test_part_of_an_epoch(
     seen: list[list[int]] = []
     kept = trainer.pictures_of
 
-    def look(faces: Faces, rows: Any, *rest: Any) -> Any:
+    def look(images: Any, rows: Any, *rest: Any) -> Any:
         seen.append(rows.tolist())
-        return kept(faces, rows, *rest)
+        return kept(images, rows, *rest)
 
     monkeypatch.setattr(trainer, "pictures_of", look)
     for seed in (0, 1):

@@ -52,7 +52,7 @@ class Features(nn.Flatten):
 
     In training a share of the numbers can be dropped by chance, each picture's own, so that no identity is
     learnt by a few of them alone (Srivastava et al. 2014; as ArcFace does here, arXiv 1801.07698, 3.1).
-    share: of the numbers.  generator: their coins; None, as outside of `privfr.stepping.dropping`, drops
+    share: of the numbers.  generator: their coins; None, as outside of `privfr.stepping.drawing`, drops
     none.
     """
 

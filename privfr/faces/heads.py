@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from privfr.errors import InputError
 
-__all__ = ["HEADS", "ArcFace", "CosFace", "Head", "Softmax", "SphereFace2", "head"]
+__all__ = ["HEADS", "NOBODY", "ArcFace", "CosFace", "Head", "Softmax", "SphereFace2", "head"]
+
+NOBODY = -1  # label of a face that is none of a head's people
 
 
 class Head(nn.Module):

@@ -5,15 +5,35 @@ A method knows no backend and no engine. Adding one is one file with one class o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privfr.faces.datasets import Faces
+from privfr.faces.heads import NOBODY
 from privfr.faces.recogniser import embed
 
-__all__ = ["FaceModel", "Method", "class_means", "is_private"]
+__all__ = ["Examples", "FaceModel", "Labelled", "Method", "class_means", "is_private"]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What one pass of a round goes over.
+
+    rows: int64 [n, views], the pictures of each example: a client's own are 0, 1, ..., its imposters follow.
+    targets: int64 [n], what the loss is told of each.
+    """
+
+    rows: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.rows)
 
 
 class FaceModel(nn.Module):
@@ -53,7 +73,10 @@ class Method(Protocol):
     discloses: ClassVar[tuple[str, ...]]
     per_example: ClassVar[bool]
 
-    def build(self, identities: int, seed: int) -> nn.Module:
+    def classes(self, faces: Faces) -> int:
+        """Rows that a head needs for these faces; 0 for a method that reads no label."""
+
+    def build(self, classes: int, seed: int) -> nn.Module:
         """Make the module one client trains, the same for the same seed."""
 
     def shared(self, tensor: str) -> bool:
@@ -65,8 +88,43 @@ class Method(Protocol):
     def start(self, module: nn.Module, faces: Faces, fresh: bool) -> None:
         """Prepare the private tensors at a round's start. fresh: whether this client has none yet."""
 
-    def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Loss of each example: float32 [n], never reduced, so that privacy can clip each by itself."""
+    def examples(
+        self, module: nn.Module, faces: Faces, imposters: int, generator: torch.Generator
+    ) -> Examples:
+        """Say what the passes of this round go over; asked once a round.
+
+        imposters: pictures of nobody that follow the faces.  generator: of whatever is drawn by chance.
+        """
+
+    def loss(self, module: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each example: float32 [n], never reduced, so that privacy can clip each by itself.
+
+        images: float32 [views n, 3, height, width], the first view of every example, then the second, ...
+        targets: int64 [n].
+        """
+
+    def stepped(self, module: nn.Module) -> None:
+        """Do what is to be done after each step of the optimiser."""
+
+
+class Labelled:
+    """What methods share whose examples are single pictures with their labels."""
+
+    per_example: ClassVar[bool] = True
+
+    def classes(self, faces: Faces) -> int:
+        """One row of the head per identity."""
+        return len(faces.names)
+
+    def examples(
+        self, module: nn.Module, faces: Faces, imposters: int, generator: torch.Generator
+    ) -> Examples:
+        """Every picture once; an imposter is nobody of the client's."""
+        targets = np.concatenate([faces.labels, np.full(imposters, NOBODY)])
+        return Examples(np.arange(len(targets))[:, None], targets)
+
+    def stepped(self, module: nn.Module) -> None:
+        """Nothing."""
 
 
 def is_private(method: Method, tensor: str) -> bool:

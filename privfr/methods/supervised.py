@@ -19,7 +19,7 @@ from privfr.experiment import Trainable
 from privfr.faces.backbones import backbone
 from privfr.faces.datasets import Faces
 from privfr.faces.heads import head
-from privfr.methods.base import FaceModel, class_means
+from privfr.methods.base import FaceModel, Labelled, class_means
 from privfr.methods.part import Adapter, layers_of, merged
 from privfr.vector import Vector
 
@@ -27,7 +27,7 @@ __all__ = ["Supervised"]
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Labelled):
     """Margin softmax or one-vs-all over the client's own identities.
 
     backbone, size, dim: of the network, as `privfr.faces.backbones.backbone` takes them.  head, scale,
@@ -48,10 +48,9 @@ class Supervised:
     name: ClassVar[str] = "supervised"
     metrics: ClassVar[tuple[str, ...]] = ("loss",)
     discloses: ClassVar[tuple[str, ...]] = ()
-    per_example: ClassVar[bool] = True
 
-    def build(self, identities: int, seed: int) -> nn.Module:
-        """Make a `FaceModel` with one head row per identity.
+    def build(self, classes: int, seed: int) -> nn.Module:
+        """Make a `FaceModel` with one head row per class.
 
         Raises `InputError` for a backbone that has not the part to train, and for an adapter of more numbers
         than the matrix that it stands for.
@@ -64,7 +63,7 @@ class Supervised:
         settings = {"scale": self.scale} | ({} if self.head == "softmax" else {"margin": self.margin})
         found = FaceModel(
             backbone(self.backbone, self.size, self.dim, seed=seed),
-            head(self.head, identities, self.dim, seed=seed, **settings),
+            head(self.head, classes, self.dim, seed=seed, **settings),
             Adapter(self.dim, self.rank, seed) if self.trainable == "adapter" else None,
         )
         if self.trainable == "norms" and not self._part():
@@ -112,7 +111,7 @@ class Supervised:
             embedder = nn.Sequential(module.backbone, module.adapter)
             module.head.set_centres(class_means(embedder, faces))  # type: ignore[operator]
 
-    def loss(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, module: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Loss of each example under the head: float32 [n]."""
-        losses: Tensor = module(images, labels)
+        losses: Tensor = module(images, targets)
         return losses

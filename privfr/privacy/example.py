@@ -58,11 +58,12 @@ from privfr.experiment import Training
 from privfr.faces.datasets import Faces
 from privfr.faces.heads import HEADS
 from privfr.methods.base import Method, is_private
-from privfr.stepping import dropping, optimiser_of, pictures_of
+from privfr.stepping import drawing, optimiser_of, pictures_of
 
 __all__ = ["ExampleLevel", "fit_private", "start_private", "steps_of"]
 
 Entropy = Callable[[int], bytes]
+Pictures = NDArray[np.uint8]
 
 # Whole numbers that a gradient of the length `clip` is long.
 _REACH = 1 << 20
@@ -113,7 +114,7 @@ def start_private(module: nn.Module, method: Method, faces: Faces, seed: int) ->
     trained by `fit_private` instead, with the rest.
     faces: only their number of identities counts.
     """
-    fresh = method.build(len(faces.names), seed).state_dict()
+    fresh = method.build(method.classes(faces), seed).state_dict()
     own = {name: tensor for name, tensor in fresh.items() if is_private(method, name)}
     module.load_state_dict(own, strict=False)
 
@@ -127,33 +128,40 @@ def fit_private(
     rate: Callable[[float], float],
     entropy: Entropy,
     *,
+    imposters: Pictures | None = None,
     stepped: Callable[[int, int, float], None] | None = None,
 ) -> None:
     """Train in place for the steps of one round, as `privfr.trainer.fit` does, with a fresh optimiser.
 
     rate: share of this training done, in [0, 1) -> learning rate.  entropy: n -> n unpredictable bytes;
-    whoever can repeat them can take the noise off.  stepped(done, total, nan): called after each step; the
-    loss is left out, since no noise covers it.
+    whoever can repeat them can take the noise off.  imposters: pictures of nobody, uint8
+    [n, height, width, 3]; what they tell of the faces is not accounted for here.  stepped(done, total, nan):
+    called after each step; the loss is left out, since no noise covers it.
     Raises `InputError` for a network or a loss that lets pictures meet.
     """
     _refuse_company(module, method, faces)
-    sampling, steps = steps_of(len(faces), training)
+    images = faces.images if imposters is None else np.concatenate([faces.images, imposters])
+    sampling, steps = steps_of(len(images), training)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     noise = _Noise(plan, sum(parameter.numel() for parameter in trained), entropy)
     # Moving, mirroring and dropping need no keystream: what is promised holds for every way that each
     # picture's coins may fall, if only they fall independently of the pictures. The seed is secret all the
     # same.
     generator = torch.Generator().manual_seed(int.from_bytes(entropy(8), "big") >> 1)
+    targets = method.examples(module, faces, len(images) - len(faces), generator).targets
     optimiser = optimiser_of(module, training)
     module.train()
     with _gradients_apart(module):
         for done in range(steps):
             for group in optimiser.param_groups:
                 group["lr"] = rate(done / steps)
-            taken = _taken(len(faces), sampling, entropy)
-            total = noise.upon(_clipped_sum(module, method, faces, taken, training, plan.clip, generator))
-            _set_gradients(trained, total * (plan.clip / _REACH / (sampling * len(faces))))
+            taken = _taken(len(images), sampling, entropy)
+            total = noise.upon(
+                _clipped_sum(module, method, images, targets, taken, training, plan.clip, generator)
+            )
+            _set_gradients(trained, total * (plan.clip / _REACH / (sampling * len(images))))
             optimiser.step()
+            method.stepped(module)
             if stepped:
                 stepped(done + 1, steps, math.nan)
     module.eval()
@@ -261,7 +269,8 @@ def _head_gradients(head: nn.Module, inputs: list[Tensor], pulls: Tensor) -> dic
 def _clipped_sum(
     module: nn.Module,
     method: Method,
-    faces: Faces,
+    faces: Pictures,
+    targets: NDArray[np.int64],
     taken: NDArray[np.int64],
     training: Training,
     clip: float,
@@ -277,12 +286,12 @@ def _clipped_sum(
         # Always as many: batches of fewer go other ways through the processor, to other last bits.
         rows = np.pad(rows, (0, _TOGETHER - count), mode="edge")
         images = pictures_of(faces, rows, training, generator).to(device)
-        labels = torch.from_numpy(faces.labels[rows]).to(device)
+        labels = torch.from_numpy(targets[rows]).to(device)
         for parameter in trained:
             parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
         with (
             torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bfloat16"),
-            dropping(module, training.dropout, generator),
+            drawing(module, training.dropout, generator),
         ):
             losses = method.loss(module, images, labels)
         losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -363,7 +372,7 @@ def _apart(module: nn.Module, method: Method, faces: Faces, count: int = 8) -> b
     device = next(module.parameters()).device
     shape = (count + 1, 3, *faces.images.shape[1:3])
     images = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device) - 1
-    labels = (torch.arange(count + 1) % len(faces.names)).to(device)
+    labels = (torch.arange(count + 1) % max(1, method.classes(faces))).to(device)
     module.train()
     with torch.no_grad():
         one = method.loss(module, images[1:], labels[1:])

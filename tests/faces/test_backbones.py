@@ -9,7 +9,7 @@ from torch import nn
 
 from privfr.errors import InputError
 from privfr.faces.backbones import BACKBONES, Features, backbone, initialise, to_tensor
-from privfr.stepping import dropping
+from privfr.stepping import drawing
 
 EVERY = [(name, size) for name, entry in BACKBONES.items() for size in entry.sizes]
 
@@ -152,7 +152,7 @@ def test_every_backbone_can_drop_features(name: str) -> None:
     images = torch.rand(4, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         whole = module(images)
-        with dropping(module, 0.5, torch.Generator().manual_seed(2)):
+        with drawing(module, 0.5, torch.Generator().manual_seed(2)):
             dropped = module(images)
         assert not torch.equal(dropped, whole)
         assert torch.equal(module(images), whole)  # nothing is dropped any more
@@ -161,12 +161,12 @@ def test_every_backbone_can_drop_features(name: str) -> None:
 def test_dropping_keeps_the_mean_and_gives_each_picture_its_own() -> None:
     features = Features()
     ones = torch.ones(200, 5, 10, 10)
-    with dropping(features, 0.4, torch.Generator().manual_seed(3)):
+    with drawing(features, 0.4, torch.Generator().manual_seed(3)):
         found = features(ones)
     assert found.shape == (200, 500)
     assert found.unique().tolist() == [0.0, pytest.approx(1 / 0.6)]
     assert abs(float(found.mean()) - 1) < 0.01
     assert not torch.equal(found[0], found[1])
-    with pytest.raises(RuntimeError), dropping(features, 0.4, torch.Generator()):
+    with pytest.raises(RuntimeError), drawing(features, 0.4, torch.Generator()):
         raise RuntimeError
     assert torch.equal(features(ones), ones.flatten(1))

@@ -25,7 +25,7 @@ from privfr.experiment import Training
 from privfr.faces.backbones import BACKBONES
 from privfr.faces.datasets import Faces, load_folder
 from privfr.faces.heads import HEADS
-from privfr.methods.base import FaceModel
+from privfr.methods.base import FaceModel, Labelled
 from privfr.methods.supervised import Supervised
 from privfr.privacy.accounting import Accountant, epsilon_of_steps
 from privfr.privacy.audit import epsilon_proven
@@ -104,15 +104,14 @@ def flat(module: nn.Module) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Direct:
+class Direct(Labelled):
     """Loss -w.x of pictures labelled 0, nothing of others: gradients are -x or 0, whatever the weights."""
 
     name: ClassVar[str] = "direct"
     metrics: ClassVar[tuple[str, ...]] = ()
     discloses: ClassVar[tuple[str, ...]] = ()
-    per_example: ClassVar[bool] = True
 
-    def build(self, identities: int, seed: int) -> nn.Module:
+    def build(self, classes: int, seed: int) -> nn.Module:
         layer = nn.Linear(48, 1, bias=False)
         nn.init.zeros_(layer.weight)
         return layer
