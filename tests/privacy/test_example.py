@@ -270,9 +270,14 @@ def test_gradients_of_a_part_are_to_the_bit_in_any_company_too(backbone: str, pa
     generator = torch.Generator()
     with _gradients_apart(module):
         # What a picture adds does not depend on whose pictures are beside it.
-        own = [_clipped_sum(module, method, faces, np.array([i]), STILL, 0.5, generator) for i in range(11)]
+        own = [
+            _clipped_sum(module, method, faces.images, faces.labels, np.array([i]), STILL, 0.5, generator)
+            for i in range(11)
+        ]
         for each in rows:
-            summed = _clipped_sum(module, method, faces, np.array(each), STILL, 0.5, generator)
+            summed = _clipped_sum(
+                module, method, faces.images, faces.labels, np.array(each), STILL, 0.5, generator
+            )
             assert torch.equal(summed, torch.stack([own[i] for i in each]).sum(0))
     single = alone(module, method, faces, 0)
     assert len(own[0]) == sum(gradient.numel() for gradient in single)
@@ -287,7 +292,7 @@ def test_neighbours_differ_by_one_pictures_own_vector_and_nothing_else(faces: Fa
 
     def summed(rows: list[int]) -> Tensor:
         taken = np.array(rows, np.int64)
-        return _clipped_sum(module, method, faces, taken, STILL, 0.5, torch.Generator())
+        return _clipped_sum(module, method, faces.images, faces.labels, taken, STILL, 0.5, torch.Generator())
 
     with _gradients_apart(module):
         whole = summed(list(range(18)))
