@@ -83,34 +83,48 @@ class FedAvg:
     """The next model is the last one plus the mean update (FedAvg, McMahan et al. 2017, arXiv 1602.05629).
 
     momentum: share of the last step, the velocity, that is added to the next (FedAvgM, Hsu et al. 2019, arXiv
-    1909.06335).  clip: how clients clip, or None.
+    1909.06335).  clip: how clients clip, or None.  average: share that a moving average of the models keeps
+    of itself each round, 0 for none. It steers nothing: it is what a run ends with (as is customary with
+    generators, Yazici et al. 2019, arXiv 1806.04498).
 
     The model vector holds all that the next step needs, since every member takes it: weights, the clip's
-    logarithm where there is one, and with momentum a velocity of all those: [shared] or [2 shared].
+    logarithm where there is one; with momentum a velocity of all those; with an average that, too.
     """
 
     momentum: float = 0.0
     clip: AdaptiveClip | None = None
+    average: float = 0.0
 
     def begin(self, weights: Vector) -> Vector:
         """Return the model vector a run begins with."""
         shared = np.append(weights, np.float32(0)) if self.clip else weights
-        return np.concatenate([shared, np.zeros_like(shared)]) if self.momentum else shared
+        kept = [np.zeros_like(shared)] if self.momentum else []
+        return np.concatenate([shared, *kept, shared] if self.average else [shared, *kept])
 
     @property
     def copies(self) -> int:
         """Numbers in the model vector for each number that a client sends."""
-        return 2 if self.momentum else 1
+        return 1 + bool(self.momentum) + bool(self.average)
 
     def step(self, model: Vector, aggregate: Aggregate) -> Vector:
         """Return the next model vector. Raises `BadFrame` as `AdaptiveClip.at`."""
         change = aggregate.vector
         if self.clip:
             change = self.clip.change(change, model[change.size - 1])
+        shared, *kept = np.split(model, self.copies)
         if not self.momentum:
-            return model + change
-        shared, velocity = np.split(model, 2)
-        velocity = np.float32(self.momentum) * velocity + change
-        if self.clip:
-            velocity[-1] = change[-1]  # momentum would overshoot: C is to follow, not to get anywhere
-        return np.concatenate([shared + velocity, velocity])
+            found = [shared + change]
+        else:
+            velocity = np.float32(self.momentum) * kept[0] + change
+            if self.clip:
+                velocity[-1] = change[-1]  # momentum would overshoot: C is to follow, not to get anywhere
+            found = [shared + velocity, velocity]
+        if self.average:
+            found.append(kept[-1] + np.float32(1 - self.average) * (found[0] - kept[-1]))
+        return np.concatenate(found) if self.copies > 1 else found[0]
+
+    def result(self, model: Vector) -> Vector:
+        """Give the weights that a model vector stands for: their average, if there is one."""
+        parts = np.split(model, self.copies)
+        found = parts[-1] if self.average else parts[0]
+        return found[:-1] if self.clip else found

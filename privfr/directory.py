@@ -50,9 +50,10 @@ class RunDirectory:
         if not os.access(self.root, os.W_OK):
             raise InputError(f"{self.root}: cannot be written to; give another place")
 
-    def forget(self, round: int) -> None:
-        """Remove the checkpoints of a round that a later one has replaced."""
-        for left in (self.model(f"round-{round}"), *self.root.glob(f"clients/*/round-{round}.safetensors")):
+    def forget(self, stage: str, round: int) -> None:
+        """Remove the checkpoints of a stage's round that a later one has replaced."""
+        own = self.root.glob(f"clients/*/{_checkpoint(stage, round)}.safetensors")
+        for left in (self.round(stage, round), *own):
             left.unlink(missing_ok=True)
 
     def sweep(self) -> None:
@@ -63,6 +64,14 @@ class RunDirectory:
     def model(self, name: str) -> Path:
         """Where the model of this name lies. The directory is the experimenter's: a server may know less."""
         return self.root / "models" / f"{name}.safetensors"
+
+    def round(self, stage: str, round: int) -> Path:
+        """Where a federated stage stands after so many rounds."""
+        return self.model(_checkpoint(stage, round))
+
+    def private(self, stage: str, client: int, round: int) -> Path:
+        """What stays on a client's device after so many rounds of a stage."""
+        return self.client(client) / f"{_checkpoint(stage, round)}.safetensors"
 
     def others(self) -> dict[str, Path]:
         """Models of this run beside the federated one, by name: baselines, and each client's own."""
@@ -101,6 +110,10 @@ class RunDirectory:
         """Append one event to log.jsonl, with the seconds since 1970."""
         line = msgspec.json.encode({"time": round(time.time(), 3), **msgspec.to_builtins(event)})
         append_line(self.root / "log.jsonl", line)
+
+
+def _checkpoint(stage: str, round: int) -> str:
+    return f"{stage}-{round}"
 
 
 class Checkpoint(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ __all__ = [
     "Engine",
     "Experiment",
     "Federation",
+    "Imposters",
     "Masking",
     "Method",
     "Model",
@@ -62,6 +63,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     per_client: Count = 0
     alpha: Above0 = 0.5
     min_images: Positive = 2
+    holdout: Count = 0
     download: bool = False
 
 
@@ -89,6 +91,35 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     restart: bool = False
     trainable: Trainable = "all"
     rank: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
+
+
+class Imposters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Made-up faces, which a client contrasts its people with. See `privfr.imposters`.
+
+    source: of the faces: "federated", a generator whose weights are averaged over the model's own backend,
+    while each client's discriminator stays with it; "public", one trained on the public identities; "device",
+    each client's own, of its own pictures; "real", no generator but other clients' pictures, to measure by;
+    "none".  model: file of a generator to take instead of training one.  ratio: imposters for each picture of
+    a client.  rounds, epochs, batch, learning_rate: of the generator's training, as `Federation` and
+    `Training` have them; in one place, too.  average: share that a moving average of the generator keeps each
+    round.  width, latent: of the network.
+    """
+
+    source: Literal["none", "federated", "public", "device", "real"] = "none"
+    model: str = ""
+    ratio: Above0 = 2.0
+    rounds: Positive = 60
+    epochs: Above0 = 1.0
+    batch: Positive = 32
+    learning_rate: Above0 = 1e-3
+    average: Share = 0.9
+    width: Annotated[int, msgspec.Meta(ge=4, le=512)] = 32
+    latent: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
+
+    @property
+    def trained(self) -> bool:
+        """Whether a generator is trained."""
+        return self.source in ("federated", "public", "device") and not self.model
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -242,6 +273,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     data: Data = Data()
     model: Model = Model()
     method: Method = Method()
+    imposters: Imposters = Imposters()
     training: Training = Training()
     pretraining: Pretraining = Pretraining()
     federation: Federation = Federation()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,53 @@ from privfr.storage import write_atomic
 __all__ = [
     "ClientTrained",
     "Event",
-    "Individual",
+    "Generated",
     "Measured",
     "Notice",
     "Observer",
+    "Own",
     "Profile",
     "Report",
     "RoundEnded",
+    "Spread",
     "Stage",
 ]
 
 
-class Individual(msgspec.Struct, frozen=True):
-    """Every client alone: the equal error rate of each one's own model, and what they amount to."""
+class Spread(msgspec.Struct, frozen=True):
+    """One equal error rate for each client, and what they amount to."""
 
     eer: tuple[float, ...]
     mean: float
     spread: float
     best: float
     worst: float
+
+    @classmethod
+    def of(cls, eer: Sequence[float]) -> Spread:
+        """Sum up."""
+        return cls(tuple(eer), statistics.fmean(eer), statistics.pstdev(eer), min(eer), max(eer))
+
+
+class Own(msgspec.Struct):
+    """How well each client's own people are told from people of the test, whom nobody trained on.
+
+    By each model as a device would use it: pictures held out against those trained on. start: the model that
+    federation began with.  individual: each client's own model.
+    """
+
+    start: Spread
+    federated: Spread
+    individual: Spread | None = None
+
+
+class Generated(msgspec.Struct):
+    """How a generator of imposters was trained. parameters: of the generator.  rounds: of a federated one."""
+
+    source: str
+    parameters: int
+    rounds: list[RoundReport] = []
+    finished: bool = False
 
 
 class Profile(msgspec.Struct):
@@ -62,7 +91,9 @@ class Report(msgspec.Struct, kw_only=True):
     server_learns, trust, discloses: what leaves the devices, in words.  security: what follows from the
     backend's promise, by name.  parameters: numbers that are trained and shared.  frozen: those that are
     not.  start: commits to the network that federation began with, in hex.  eer: after each round.
-    overhead: see `Profile`.  finished: False while rounds or baselines are missing.
+    likeness: after each round, mean cosine of test pictures of different people.  collapsed: the first round
+    after which it was that of a network which tells nobody apart, 0 for none.  own: where pictures are held
+    out.  overhead: see `Profile`.  finished: False while rounds or baselines are missing.
     """
 
     run: str
@@ -83,8 +114,12 @@ class Report(msgspec.Struct, kw_only=True):
     start: str = ""
     rounds: list[RoundReport] = []
     eer: list[float] = []
+    likeness: list[float] = []
+    collapsed: int = 0
+    imposters: Generated | None = None
+    own: Own | None = None
     final: Verification | None = None
-    individual: Individual | None = None
+    individual: Spread | None = None
     centralised: Verification | None = None
     profile: Profile = msgspec.field(default_factory=Profile)
     overhead: float = 0.0
@@ -108,6 +143,18 @@ class Report(msgspec.Struct, kw_only=True):
             raise InputError(f"{path}: no such file; give the directory of a `privfr run`") from None
         except (OSError, msgspec.DecodeError) as error:
             raise InputError(f"{path}: not a report ({error})") from None
+
+
+# Mean cosine of different people that no useful network comes near.
+COLLAPSE = 0.9
+
+
+def collapsing(now: float, before: float) -> bool:
+    """Tell whether a round has left a network that tells nobody apart, and no better than it was before.
+
+    An untrained network gives everybody much the same embedding, too; but training takes that down.
+    """
+    return now > COLLAPSE and now >= before
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event"):

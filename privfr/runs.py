@@ -10,57 +10,71 @@ from __future__ import annotations
 import math
 import platform
 import secrets
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
-from privfr.averaging import AdaptiveClip, FedAvg
+from privfr.averaging import FedAvg
 from privfr.backends import backend as backend_named
-from privfr.coding import Coding
+from privfr.budgets import Budgets
 from privfr.directory import Checkpoint, RunDirectory
-from privfr.engines.local import Dropouts, LocalEngine
 from privfr.errors import BudgetSpent, InputError
 from privfr.experiment import Experiment, Training
 from privfr.faces.datasets import Faces
 from privfr.faces.partition import Split, split
 from privfr.faces.recogniser import Recogniser
 from privfr.faces.sources import load_faces
-from privfr.faces.verification import Verification, evaluate
-from privfr.federation import Coordinator, Member, Policy, RoundReport, run_round
-from privfr.methods import method_of
-from privfr.models import Part, judged
-from privfr.privacy.accounting import noise_for
-from privfr.privacy.client import ClientLevel, calibrated
-from privfr.privacy.example import ExampleLevel, steps_of
-from privfr.privacy.guard import ExampleBudget, Guarantee, Guarded, guarantees
-from privfr.privacy.ledger import Ledger
-from privfr.protocol import Backend
+from privfr.faces.verification import Verification, evaluate, likeness
+from privfr.imposters.gan import Generator
+from privfr.imposters.pool import made_by, others, too_like
+from privfr.methods import method_of, pretraining_of
+from privfr.methods.supervised import Supervised
+from privfr.models import FacePart, Part, judged, own_eer
+from privfr.plan import (
+    averaging,
+    check,
+    check_pictures,
+    gan_of,
+    gan_training,
+    given,
+    imposters_of,
+    parameters,
+    resolved,
+    weighed,
+)
 from privfr.report import (
     ClientTrained,
     Event,
-    Individual,
+    Generated,
     Measured,
     Notice,
     Observer,
+    Own,
     Report,
     RoundEnded,
+    Spread,
     Stage,
 )
-from privfr.storage import write_atomic
-from privfr.trainer import Learner, device_of, layout_of
-from privfr.vector import Vector
+from privfr.stage import FederatedStage
+from privfr.trainer import Learner, Pictures, layout_of, seed_of
+from privfr.vector import Aggregate, Vector
 
-__all__ = ["client_level", "resume", "run"]
+__all__ = ["resume", "run"]
+
+T = TypeVar("T")
+
+# Stages that all clients train in together, by the name of their checkpoints, and what a person calls them.
+GENERATOR, MODEL = "imposters", "round"
+_NAMES = {GENERATOR: "imposters", MODEL: "federated"}
 
 _SHOWN = 10  # skipped pictures named one by one
 _RECIPE = (
@@ -78,14 +92,14 @@ def run(experiment: Experiment, directory: str | Path, observe: Observer = lambd
 
     Raises `InputError` for data or settings that cannot be used, and for a directory already in use.
     """
-    place, experiment = RunDirectory(directory), _resolved(experiment)
-    _check(experiment)
+    place, experiment = RunDirectory(directory), resolved(experiment)
+    check(experiment)
     place.claim()
     faces = _load(experiment, observe)
     parts = _split(faces, experiment)
-    experiment = _weighed(experiment, faces, parts)
+    experiment = weighed(experiment, faces, parts)
     if experiment.privacy.example:
-        _check_pictures(experiment, faces, parts)
+        check_pictures(experiment, faces, parts)
     new = _Run(experiment, place, faces, parts, observe)
     place.begin(experiment, parts, new.report)
     return new.execute()
@@ -111,150 +125,6 @@ def resume(directory: str | Path, observe: Observer = lambda event: None) -> Rep
     old = _Run(experiment, place, faces, place.split(), observe)
     old.report = report
     return old.execute()
-
-
-_BITS = 16  # of a coding, where the backend needs one and the experiment does not say
-
-
-def _resolved(experiment: Experiment) -> Experiment:
-    backend, clients = backend_named(experiment.federation.backend), experiment.data.clients
-    fewest = backend.fewest(clients, experiment.options(backend.table))
-    privacy = experiment.privacy
-    if privacy.client and not backend.central:  # whose noise is missing must not be missed
-        fewest = max(fewest, clients - math.floor(privacy.dropout * clients + 1e-9))
-    knows = backend.server_learns != "nothing"
-    if experiment.federation.evaluate == "server" and not knows:
-        raise InputError(
-            f"federation.evaluate: with backend {backend.name} the server never holds a model to evaluate; "
-            'set it to "member"'
-        )
-    bits = _BITS if backend.integers or privacy.client else 0
-    return experiment.resolved(fewest, bits, "server" if knows else "member")
-
-
-def _weighed(experiment: Experiment, faces: Faces, parts: Split) -> Experiment:
-    """Fill in the largest weight, once it is known who has how many pictures."""
-    if experiment.privacy.client:
-        most = 1
-    elif experiment.coding.max_weight or not experiment.coding.bits:
-        return experiment
-    else:
-        most = max(len(parts.faces_of(faces, client)) for client in range(len(parts.clients)))
-    return msgspec.structs.replace(
-        experiment, coding=msgspec.structs.replace(experiment.coding, max_weight=most)
-    )
-
-
-def _check_pictures(experiment: Experiment, faces: Faces, parts: Split) -> None:
-    """Refuse at once a delta or a budget that does not suit the pictures a client has."""
-    delta = experiment.privacy.delta
-    for pictures in sorted({len(parts.faces_of(faces, client)) for client in range(len(parts.clients))}):
-        if delta >= 1 / pictures:
-            raise InputError(
-                f"privacy.delta: {delta:g} is not below one in the {pictures} pictures of a client, and "
-                "would allow one of them to be given away whole; lower it"
-            )
-        example_budget(experiment, pictures)
-
-
-def _parameters(experiment: Experiment) -> bytes:
-    """The backend's parameters, which server and clients each work out from the experiment."""
-    backend, wanted = backend_named(experiment.federation.backend), experiment.coding
-    coding = None
-    if wanted.bits:
-        level = client_level(experiment)
-        weight = 1 if level else wanted.max_weight or 1
-        noise = level.noise if level else None
-        coding = Coding(wanted.clip, wanted.bits, weight, wanted.rounding, wanted.rotate, noise)
-    return backend.plan(
-        experiment.data.clients, experiment.federation.threshold, coding, experiment.options(backend.table)
-    )
-
-
-@lru_cache(maxsize=4)  # the same for every client, and it builds a network and searches for the noise
-def client_level(experiment: Experiment) -> ClientLevel | None:
-    """Noise of the client level, as server and clients each work it out from the experiment."""
-    privacy, federation = experiment.privacy, experiment.federation
-    if not privacy.client:
-        return None
-    return calibrated(
-        epsilon=privacy.epsilon,
-        delta=privacy.delta,
-        multiplier=privacy.client_noise,
-        clip=privacy.client_clip,
-        corruption=privacy.corruption,
-        step=Coding(experiment.coding.clip, experiment.coding.bits, 1).step,
-        clients=experiment.data.clients,
-        threshold=federation.threshold,
-        rounds=federation.rounds,
-        size=layout_of(method_of(experiment)).size + (1 if privacy.clip_share else 0),
-        central=backend_named(federation.backend).central,
-    )
-
-
-def averaging(experiment: Experiment) -> FedAvg:
-    """What a round does to the model, as server and clients each take it from the experiment."""
-    privacy = experiment.privacy
-    clip = AdaptiveClip(privacy.client_clip, privacy.clip_share, privacy.clip_quantile)
-    return FedAvg(experiment.federation.momentum, clip if privacy.clip_share else None)
-
-
-def example_budget(experiment: Experiment, pictures: int) -> ExampleBudget:
-    """What a client with so many pictures books for each round, with noise that makes them affordable."""
-    privacy, rounds = experiment.privacy, experiment.federation.rounds
-    rate, steps = steps_of(pictures, experiment.training)
-    noise = privacy.example_noise
-    if not noise:
-        # To two digits and up, which costs little noise, so that like clients share one calibration.
-        unit = 10 ** (math.floor(math.log10(rate)) - 1)
-        alike = min(1.0, math.ceil(rate / unit) * unit)
-        noise = noise_for(privacy.epsilon, privacy.delta, alike, steps * rounds, privacy.accountant)
-    return ExampleBudget((noise, rate, steps), privacy.epsilon or math.inf, privacy.delta, privacy.accountant)
-
-
-def _check(experiment: Experiment) -> None:
-    """Refuse at once what would else fail after minutes of loading or training."""
-    device_of(experiment.training.device)
-    method_of(experiment).build(1, 0)
-    if experiment.pretraining.model:
-        _given(experiment)
-    elif experiment.pretraining.epochs and not experiment.data.public:
-        raise InputError("pretraining.epochs: needs public identities; set data.public above 0")
-    _parameters(experiment)
-    backend = backend_named(experiment.federation.backend)
-    _check_collusion(experiment, backend)
-    kinds = {str(step.expects.__struct_config__.tag) for step in backend.client_steps} | {"result"}
-    kinds |= {"handover"} if backend.handover else set()
-    if unknown := set(experiment.engine.phases) - kinds:
-        known = ", ".join(sorted(kinds))
-        raise InputError(f"engine.phases: no message of kind {min(unknown)!r} here; choose from {known}")
-
-
-def _check_collusion(experiment: Experiment, backend: Backend) -> None:
-    """Refuse noise for more accomplices than the backend keeps single updates from: it would not count."""
-    level, clients = client_level(experiment), experiment.data.clients
-    options = experiment.options(backend.table)
-    known = backend.describe(clients, experiment.federation.threshold, options).get("corrupt")
-    if level and known is not None and level.corrupt > known:
-        raise InputError(
-            f"privacy.corruption: {level.corrupt} of {clients} clients may collude, and {backend.table}."
-            f"corruption says {known:.0f}: more could open a single update; set both alike"
-        )
-
-
-def _given(experiment: Experiment) -> Recogniser:
-    """Load the recogniser that an experiment is to start from."""
-    path, wanted = experiment.pretraining.model, method_of(experiment)
-    if experiment.pretraining.epochs:
-        raise InputError("pretraining.model: is there already; set pretraining.epochs to 0 or leave it out")
-    found = Recogniser.load(path)
-    if (found.backbone, found.size, found.dim) != (wanted.backbone, wanted.size, wanted.dim):
-        height, width = found.size
-        raise InputError(
-            f"pretraining.model: {path} is a {found.backbone} of {found.dim} numbers for {height}x{width}; "
-            "set model.backbone, model.dim and data.size to these"
-        )
-    return found
 
 
 def _load(experiment: Experiment, observe: Observer) -> Faces:
@@ -295,17 +165,17 @@ class _Run:
         self, experiment: Experiment, place: RunDirectory, faces: Faces, parts: Split, observe: Observer
     ) -> None:
         self.experiment, self.place, self.watch = experiment, place, observe
+        every = range(len(parts.clients))
         self.public = parts.public_faces(faces) if parts.public else None
         self.test = parts.test_faces(faces)
-        self.clients = [parts.faces_of(faces, client) for client in range(len(parts.clients))]
-        self.method = method_of(experiment)
+        self.clients = [parts.faces_of(faces, client) for client in every]
+        held_out = experiment.data.holdout
+        self.probes = [parts.holdout_of(faces, client) for client in every] if held_out else []
+        self.method, self.labelled = method_of(experiment), pretraining_of(experiment)
         self.backend = backend_named(experiment.federation.backend)
-        self.layout = layout_of(self.method)
-        self.rule = averaging(experiment)
-        self.whole = Part(replace(self.method, trainable="all"), experiment.seed)
+        self.budgets = Budgets(experiment, self.backend, place)
         # A loss in clear would tell of pictures what no epsilon accounts for.
         self.metrics = () if experiment.privacy.level != "none" else self.method.metrics
-        self.guarded: dict[int, Guarded] = {}
         self._stop = False
         self.report = self._blank_report()
 
@@ -314,7 +184,7 @@ class _Run:
         before, started = self.report.seconds, time.perf_counter()
         baselines = {"individual": self._individual, "centralised": self._centralised}
         wanted = [baselines[name] for name in self.experiment.baselines]
-        for stage in (self._untrained, self._pretrain, self._federate, *wanted):
+        for stage in (self._untrained, self._pretrain, self._generate, self._federate, *wanted):
             stage()
             self.report.seconds = before + time.perf_counter() - started
             self.place.commit(self.report)
@@ -332,18 +202,90 @@ class _Run:
         if self.report.pretrained is not None:
             return
         if self.experiment.pretraining.model:
-            self.report.pretrained = self._publish("pretrained", _given(self.experiment))
+            self.report.pretrained = self._publish("pretrained", given(self.experiment))
         elif epochs := self.experiment.pretraining.epochs:
             assert self.public is not None
             model = self._in_one_place("pretraining", self.whole, self.public, epochs)
             self.report.pretrained = self._publish("pretrained", self.whole.recogniser(model))
 
+    def _generate(self) -> None:
+        """Train the generator of imposters where one is to be trained."""
+        wanted, found = self.experiment.imposters, self.report.imposters
+        if not wanted.trained or (found and found.finished):
+            return
+        if found is None:
+            found = self.report.imposters = Generated(wanted.source, self.gan.layout.size)
+        rule = averaging(self.experiment, generator=True)
+        if wanted.source == "federated":
+            self._publish_generator(rule.result(self._train_together(GENERATOR, rule)))
+        elif wanted.source == "public":
+            assert self.public is not None
+            learner = self._gan_learner("imposters", self.public)
+            learner.optimiser = {}
+            path = self.place.model("imposters-state")
+            self._publish_generator(rule.result(self._alone("imposters", learner, self.gan.start, path, rule)))
+        else:
+            self._of_each("imposters", self._train_own_generator)
+        found.finished = True
+
+    def _train_own_generator(self, client: int) -> None:
+        rule = averaging(self.experiment, generator=True)
+        learner = self._gan_learner(client, self.clients[client])
+        path = self.place.client(client) / "imposters-state.safetensors"
+        model = rule.result(self._alone("", learner, self.gan.start, path, rule))
+        self._generator(model).save(self.place.client(client) / "generator.safetensors", private=True)
+
+    def _federate(self) -> None:
+        if self.report.final is not None:
+            return
+        rule = averaging(self.experiment)
+        model = rule.result(self._train_together(MODEL, rule))
+        self.report.final = self._publish("federated", self.part.recogniser(model))
+        if self.probes:
+            self._judge_own(self.part.recogniser(model))
+
+    def _individual(self) -> None:
+        """Every client alone, from the same start, for as many steps: what it has without the others."""
+        if self.report.individual is not None:
+            return
+
+        def train(client: int) -> tuple[float, float]:
+            learner = self._face_learner(client)
+            path = self.place.client(client) / "training.safetensors"
+            found = self.part.recogniser(self._alone("", learner, self.part.start, path))
+            curve, _ = judged(found, self.test)
+            found.save(self.place.client(client) / "individual.safetensors", private=True)
+            return curve.eer, own_eer(found, *self._own_trials(client)) if self.probes else math.nan
+
+        eer, own = zip(*self._of_each("individual", train), strict=True)
+        self.report.individual = Spread.of(eer)
+        if self.report.own:
+            self.report.own.individual = Spread.of(own)
+
+    def _centralised(self) -> None:
+        """All clients' pictures in one place, from the same start, for as many steps: the upper bound."""
+        if self.report.centralised is not None:
+            return
+        epochs = max(1, round(self.experiment.federation.rounds * self.experiment.training.epochs))
+        pools = [pool for client in range(len(self.clients)) if (pool := self._imposters(client)) is not None]
+        everybody = _together(self.clients)
+        imposters = np.concatenate(pools) if pools else None
+        model = self._in_one_place("centralised", self.part, everybody, epochs, imposters)
+        self.report.centralised = self._publish("centralised", self.part.recogniser(model))
+
+    # What they train
+
     @cached_property
-    def part(self) -> Part:
+    def whole(self) -> FacePart:
+        """The whole network, as it is pretrained."""
+        return FacePart(self.labelled, self.experiment.seed)
+
+    @cached_property
+    def part(self) -> FacePart:
         """What federation and baselines train, all from one start: the pretrained model if there is one."""
         path = self.place.model("pretrained")
         pretrained = Recogniser.load(path) if self.report.pretrained else None
-        found = Part(self.method, self.experiment.seed, pretrained)
+        found = FacePart(self.method, self.experiment.seed, pretrained)
         if self.report.start not in ("", found.origin.hex()):
             raise InputError(
                 f"{path}: not the model this run was begun with; put it back, or start a new run"
@@ -351,258 +293,174 @@ class _Run:
         self.report.start = found.origin.hex()
         return found
 
-    def _federate(self) -> None:
-        rounds, done = self.experiment.federation.rounds, len(self.report.rounds)
-        if self.report.final is not None:
-            return
-        found = Checkpoint.load(self._shared(done)) if done else None
-        model = found.model if found else self.rule.begin(self.part.start)
-        coordinator, members = self._federation(model, done)
-        self._compare_ledgers()
-        self.place.forget(done - 1)
-        engine = self._engine(members)
-        self._observe(Stage("federated", done, rounds))
-        while coordinator.round < rounds and self._affordable(coordinator, model):
-            model = self._round(coordinator, engine, members)
-        self.report.final = self._publish("federated", self.part.recogniser(model[: self.layout.size]))
+    @cached_property
+    def gan(self) -> Part:
+        """The generator, as it starts."""
+        return Part(gan_of(self.experiment), self.experiment.seed)
 
-    def _individual(self) -> None:
-        """Every client alone, from the same start, for as many steps: what it has without the others."""
-        if self.report.individual is not None:
-            return
-        rounds, total, part = self.experiment.federation.rounds, len(self.clients), self.part
+    # Together
 
-        def train(client: int) -> float:
-            learner = self._learner(client, part, self.clients[client], self.experiment.training, rounds)
-            model = self._alone("", learner, part.start, self.place.client(client) / "training.safetensors")
-            own = part.recogniser(model)
-            curve, _ = judged(own, self.test)
-            own.save(self.place.client(client) / "individual.safetensors", private=True)
-            return curve.eer
-
-        eer: list[float] = []
-        self._observe(Stage("individual", 0, total))
-        with ThreadPoolExecutor(self.experiment.engine.workers) as pool:
-            try:
-                for value in pool.map(train, range(total)):
-                    eer.append(value)
-                    self._observe(Stage("individual", len(eer), total))
-            except BaseException:
-                self._give_up()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        mean, spread = statistics.fmean(eer), statistics.pstdev(eer)
-        self.report.individual = Individual(tuple(eer), mean, spread, min(eer), max(eer))
-
-    def _centralised(self) -> None:
-        """All clients' pictures in one place, from the same start, for as many steps: the upper bound."""
-        if self.report.centralised is not None:
-            return
-        epochs = max(1, round(self.experiment.federation.rounds * self.experiment.training.epochs))
-        model = self._in_one_place("centralised", self.part, _together(self.clients), epochs)
-        self.report.centralised = self._publish("centralised", self.part.recogniser(model))
-
-    # Privacy
-
-    def _guarded(self, learner: Learner, client: int) -> Learner | Guarded:
-        """Put a client's learner under its budget, if there is one."""
-        privacy = self.experiment.privacy
-        if privacy.level == "none":
-            return learner
-        ledger = Ledger(self._ledger(client))
-        budget = None
-        if privacy.example:
-            budget = example_budget(self.experiment, len(learner.faces))
-            learner.example = ExampleLevel(privacy.example_clip, budget.steps[0])
-            learner.entropy = secrets.token_bytes
-        self.guarded[client] = Guarded(learner, ledger, client_level(self.experiment), budget, self.rule.clip)
-        return self.guarded[client]
-
-    def _affordable(self, coordinator: Coordinator, model: Vector) -> bool:
-        """Tell whether enough clients can pay for another round; if not, say so in the report."""
-        able = sum(each.affords for each in self.guarded.values())
-        if not self.guarded or able >= coordinator.threshold:
-            return True
-        self._state_privacy(model)
-        self.report.stopped = (
-            f"the privacy budget of {len(self.guarded) - able} of {len(self.guarded)} clients does not pay "
-            f"for round {coordinator.round + 1} of {self.experiment.federation.rounds}"
+    def _train_together(self, stage: str, rule: FedAvg) -> Vector:
+        """Train the model, or the generator, over the backend; gives its model vector."""
+        generator = stage == GENERATOR
+        every = range(len(self.clients))
+        if generator:
+            assert self.report.imposters is not None
+            part, rounds, done = self.gan, self.experiment.imposters.rounds, self.report.imposters.rounds
+            learners = [self._gan_learner(client, self.clients[client]) for client in every]
+        else:
+            part, rounds, done = self.part, self.experiment.federation.rounds, self.report.rounds
+            learners = [self._face_learner(client) for client in every]
+        found = FederatedStage(
+            name=stage,
+            run=self.report.run,
+            experiment=self.experiment,
+            backend=self.backend,
+            place=self.place,
+            rule=rule,
+            layout=part.digest,
+            start=part.start,
+            learners=self.budgets.guard(learners, rule, generator),
+            parameters=parameters(self.experiment),
+            metrics=self.metrics,
+            rounds=done,
+            profile=self.report.profile,
+            give_up=self._give_up,
         )
-        if not self.report.rounds:
+        self.budgets.compare(self.report.privacy, rule)
+        self._observe(Stage(_NAMES[stage], len(done), rounds))
+        while len(done) < rounds and self._affordable(found, rounds):
+            outcome = found.round()
+            self.budgets.settle(outcome)
+            self.report.privacy = self.budgets.stated(rule, found.model)
+            self.report.overhead = self.report.profile.overhead
+            done.append(outcome)
+            eer = None if generator else self._judge_round(rule.result(found.model))
+            self.place.commit(self.report)
+            self.place.forget(stage, len(done) - 1)
+            self._observe(RoundEnded(outcome, eer))
+            self._observe(Stage(_NAMES[stage], len(done), rounds, outcome.metrics.get("loss")))
+        return found.model
+
+    def _affordable(self, stage: FederatedStage, rounds: int) -> bool:
+        """Tell whether enough clients can pay for another round; if not, say so in the report."""
+        if not (shortage := self.budgets.shortage(self.experiment.federation.threshold)):
+            return True
+        self.report.privacy = self.budgets.stated(stage.rule, stage.model)
+        done = len(stage.rounds)
+        self.report.stopped = f"{shortage} for round {done + 1} of {rounds}"
+        if not done:
             raise BudgetSpent(f"privacy.epsilon: {self.report.stopped}; raise it or plan fewer rounds")
         self._observe(Notice(f"stopped: {self.report.stopped}"))
         return False
 
-    def _compare_ledgers(self) -> None:
-        """Refuse ledgers that know of less than the report does: a file has gone, or has lost lines."""
-        if not (stated := self.report.privacy):
-            return
-        for then, now in zip(stated, self._guarantees(None), strict=True):
-            for client, (before, after) in enumerate(zip(then.clients, now.clients, strict=True)):
-                if after < before * (1 - 1e-9):
-                    raise InputError(
-                        f"{self._ledger(client)}: knows of epsilon {after:.2f} at the {now.level} level, and "
-                        f"report.json of {before:.2f}; put the file back: what was spent stays spent"
-                    )
-
-    def _settle(self, outcome: RoundReport, model: Vector) -> None:
-        """Book what a round has really cost, now that its survivors are known."""
-        for each in self.guarded.values():
-            if not outcome.failed:
-                each.settle(outcome.round, outcome.survivors)
-        self._state_privacy(model)
-
-    def _state_privacy(self, model: Vector) -> None:
-        """Say in the report what the ledgers say: also of rounds that were broken off."""
-        clip = self.rule.clip
-        if self.guarded:
-            self.report.privacy = self._guarantees(clip.at(model[self.layout.size]) if clip else None)
-
-    def _guarantees(self, last_clip: float | None) -> list[Guarantee]:
-        every = [self.guarded[client] for client in sorted(self.guarded)]
-        return guarantees(every, self.experiment, self.backend, last_clip)
-
-    def _ledger(self, client: int) -> Path:
-        return self.place.client(client) / "privacy.jsonl"
-
-    # One round
-
-    def _round(self, coordinator: Coordinator, engine: LocalEngine, members: dict[int, Member]) -> Vector:
-        """Run one round and put it on record; gives the model it ends with."""
-
-        def trained() -> float:
-            return sum(member.learn_seconds for member in members.values())
-
-        def spent() -> float:
-            return engine.seconds - trained()
-
-        before = trained(), spent()
-        outcome = run_round(engine.exchange, coordinator, spent)
-        self._account(trained() - before[0], spent() - before[1], outcome.server_seconds)
-        outcome.faults = [*outcome.faults, *engine.refusals]
-        engine.refusals.clear()
-        done, model = coordinator.round, self._held(coordinator, members)
-        if self.backend.server_learns == "nothing" and not outcome.failed:
-            told = [members[client].outcome for client in sorted(coordinator.current)]
-            if told and told[0]:
-                outcome.tell(told[0])
-        self._settle(outcome, model)
-        Checkpoint(done, model, {}).save(self._shared(done))
-        for client, member in members.items():
-            write_atomic(self._private(client, done), member.learner.save(), private=True)
+    def _judge_round(self, model: Vector) -> float:
+        """Measure the model after a round, and warn where it no longer tells people apart."""
         torch.set_num_threads(self.experiment.engine.cores)
-        eer = judged(self.part.recogniser(model[: self.layout.size]), self.test)[0].eer
-        self.report.rounds.append(outcome)
-        self.report.eer.append(eer)
-        self.place.commit(self.report)
-        self.place.forget(done - 1)
-        self._observe(RoundEnded(outcome, eer))
-        self._observe(
-            Stage("federated", done, self.experiment.federation.rounds, outcome.metrics.get("loss"))
+        curve, embeddings = judged(self.part.recogniser(model), self.test)
+        self.report.eer.append(curve.eer)
+        now, before = likeness(embeddings, self.test.labels), self.report.likeness[-1:]
+        self.report.likeness.append(now)
+        if collapsing(now, *before) and not self.report.collapsed:
+            self.report.collapsed = len(self.report.eer)
+            self._observe(Notice(collapse(self.report)))
+        return curve.eer
+
+    # Imposters
+
+    @cache
+    def _imposters(self, client: int) -> Pictures | None:
+        """Give a client pictures of nobody it knows, those too like its people left out."""
+        wanted, own = self.experiment.imposters, self.clients[client]
+        count = imposters_of(self.experiment, len(own))
+        if not count:
+            return None
+        torch.set_num_threads(self.experiment.training.threads)  # the last bit of a picture depends on them
+        seed = seed_of(self.experiment.seed, client, "imposters")
+        if wanted.source == "real":
+            return others(self.clients, client, count, seed)
+        if wanted.source == "device" and not wanted.model:
+            path = self.place.client(client) / "generator.safetensors"
+        else:
+            path = Path(wanted.model) if wanted.model else self.place.model("generator")
+        made = made_by(Generator.load(path), count, seed, self.experiment.data.size)
+        if self.experiment.privacy.example:
+            return made  # to look at its own people here would be without noise
+        start = self.part.recogniser(self.part.start)
+        alike = too_like(start.embed(made), start.embed(own.images))
+        return made[~alike]
+
+    def _generator(self, model: Vector) -> Generator:
+        """Make a generator of its vector."""
+        wanted = self.experiment.imposters
+        found = Generator(wanted.width, wanted.latent)
+        tensors = self.gan.layout.restore(model)
+        found.load_state_dict(
+            {name.removeprefix("generator."): torch.from_numpy(tensor) for name, tensor in tensors.items()}
         )
-        return model
+        return found
 
-    def _held(self, coordinator: Coordinator, members: dict[int, Member]) -> Vector:
-        """Model to measure: the server's, or a member's where that is who measures."""
-        if self.experiment.federation.evaluate == "server":
-            assert coordinator.model is not None  # what is asked of a server that has none is refused
-            return coordinator.model
-        for client in sorted(coordinator.current):
-            if (held := members[client].holds(coordinator.digest)) is not None:
-                return held
-        raise InputError(
-            f"round {coordinator.round - 1}: no client is known to hold the model, and the server may not; "
-            "lower engine.losses"
+    def _publish_generator(self, model: Vector) -> None:
+        self._generator(model).save(self.place.model("generator"))
+
+    # Each client's own people
+
+    def _own_trials(self, client: int) -> tuple[Faces, Faces, Faces]:
+        return self.clients[client], self.probes[client], self.test
+
+    def _judge_own(self, found: Recogniser) -> None:
+        """Measure how well the start and the result tell each client's people from people of the test."""
+        start = self.part.recogniser(self.part.start)
+        every = [self._own_trials(client) for client in range(len(self.clients))]
+        self.report.own = Own(
+            *(Spread.of([own_eer(model, *trials) for trials in every]) for model in (start, found))
         )
-
-    def _federation(self, model: Vector, done: int) -> tuple[Coordinator, dict[int, Member]]:
-        """Set up the server and the clients, as they are after `done` rounds."""
-        experiment, roster = self.experiment, tuple(range(len(self.clients)))
-        federation = experiment.federation
-        keyring, keyrings = self.backend.provision(roster, secrets.token_bytes)
-        missed = set(self.report.rounds[-1].missed if done else roster)
-        parameters = _parameters(experiment)
-        members = {}
-        for client in roster:
-            faces = self.clients[client]
-            learner = self._learner(client, self.part, faces, experiment.training, federation.rounds)
-            if done:
-                self._restore(learner, self._private(client, done))
-            members[client] = Member(
-                client=client,
-                backend=self.backend,
-                keyring=keyrings[client],
-                learner=self._guarded(learner, client),
-                layout=self.part.digest,
-                config=experiment.digest(),
-                metrics=self.metrics,
-                entropy=secrets.token_bytes,
-                parameters=parameters,
-                policy=Policy(len(roster), federation.threshold, (self.backend.name,), roster),
-                model=None if client in missed else model,
-                rule=self.rule,
-            )
-        coordinator = Coordinator(
-            run=bytes.fromhex(self.report.run),
-            backend=self.backend,
-            keyring=keyring,
-            roster=roster,
-            threshold=federation.threshold,
-            layout=self.part.digest,
-            config=experiment.digest(),
-            metrics=self.metrics,
-            model=model,
-            parameters=parameters,
-            rule=self.rule,
-            round=done,
-            current=set(roster) - missed,
-        )
-        return coordinator, members
-
-    def _restore(self, learner: Learner, path: Path) -> None:
-        try:
-            learner.restore(path.read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); the run cannot go on without it") from None
-
-    def _engine(self, members: dict[int, Member]) -> LocalEngine:
-        wanted = self.experiment.engine
-        dropouts = Dropouts(wanted.losses, self.experiment.seed, wanted.phases)
-        return LocalEngine(members, wanted.workers, dropouts, self._give_up)
-
-    def _account(self, training: float, clients: float, server: float) -> None:
-        profile = self.report.profile
-        profile.training, profile.clients = profile.training + training, profile.clients + clients
-        profile.server += server
-        self.report.overhead = profile.overhead
 
     # Training in one place
 
-    def _learner(self, who: int | str, part: Part, faces: Faces, training: Training, rounds: int) -> Learner:
+    def _learner(
+        self, who: int | str, part: Part, faces: Faces, training: Training, rounds: int,
+        imposters: Pictures | None = None,
+    ) -> Learner:  # fmt: skip
         def stepped(done: int, total: int, loss: float) -> None:
             if self._stop:
                 raise KeyboardInterrupt
             self.watch(ClientTrained(str(who), done, total, loss))
 
         return Learner(
-            who, part.method, faces, training, part.layout, rounds, self.experiment.seed,
+            who, part.method, faces, training, part.layout, rounds, self.experiment.seed, imposters,
             frozen=part.frozen, stepped=stepped,
         )  # fmt: skip
 
-    def _in_one_place(self, stage: str, part: Part, faces: Faces, epochs: int) -> Vector:
+    def _face_learner(self, client: int) -> Learner:
+        experiment = self.experiment
+        return self._learner(
+            client, self.part, self.clients[client], experiment.training, experiment.federation.rounds,
+            self._imposters(client),
+        )  # fmt: skip
+
+    def _gan_learner(self, who: int | str, faces: Faces) -> Learner:
+        training = gan_training(self.experiment)
+        return self._learner(who, self.gan, faces, training, self.experiment.imposters.rounds)
+
+    def _in_one_place(
+        self, stage: str, part: FacePart, faces: Faces, epochs: int, imposters: Pictures | None = None
+    ) -> Vector:
         """Train on pictures that lie together, an epoch a round, as one continuous training."""
         wanted, cores = self.experiment.pretraining, self.experiment.engine.cores
         shared = {name: getattr(wanted, name) for name in _RECIPE}
         training = msgspec.structs.replace(self.experiment.training, epochs=1.0, threads=cores, **shared)
-        learner = self._learner(stage, part, faces, training, epochs)
+        learner = self._learner(stage, part, faces, training, epochs, imposters)
         learner.optimiser = {}
 
         def raise_margin(epoch: int) -> None:
+            if not isinstance(part.method, Supervised):
+                return
             reached = min(1.0, epoch / (wanted.warmup * epochs)) if wanted.warmup else 1.0
             scale = wanted.scale or part.method.scale
             learner.method = replace(part.method, margin=wanted.margin * reached, scale=scale)
 
-        return self._alone(stage, learner, part.start, self.place.model(f"{stage}-state"), raise_margin)
+        return self._alone(stage, learner, part.start, self.place.model(f"{stage}-state"), before=raise_margin)
 
     def _alone(
         self,
@@ -610,21 +468,37 @@ class _Run:
         learner: Learner,
         start: Vector,
         path: Path,
+        rule: FedAvg = FedAvg(),  # noqa: B008
         before: Callable[[int], None] = lambda round: None,
     ) -> Vector:
         """Train one learner for its rounds, as a client would without a federation; resumes from `path`."""
-        found = Checkpoint.load(path) or Checkpoint(0, start, {}, learner.optimiser or {})
+        found = Checkpoint.load(path) or Checkpoint(0, rule.begin(start), {}, learner.optimiser or {})
         model, learner.private = found.model, found.private
         if learner.optimiser is not None:
             learner.optimiser = found.optimiser
         for round in range(found.done, learner.rounds):
             before(round)
-            update = learner.learn(model, round)
-            model = model + update.vector
+            update = learner.learn(model[: start.size], round)
+            model = rule.step(model, Aggregate(update.vector, update.weight, 1, update.metrics))
             Checkpoint(round + 1, model, learner.private, learner.optimiser or {}).save(path)
             if stage:
                 self._observe(Stage(stage, round + 1, learner.rounds, update.metrics["loss"]))
         return model
+
+    def _of_each(self, stage: str, work: Callable[[int], T]) -> list[T]:
+        """Do something for every client, several at once where there are several workers."""
+        total, found = len(self.clients), list[T]()
+        self._observe(Stage(stage, 0, total))
+        with ThreadPoolExecutor(self.experiment.engine.workers) as pool:
+            try:
+                for value in pool.map(work, range(total)):
+                    found.append(value)
+                    self._observe(Stage(stage, len(found), total))
+            except BaseException:
+                self._give_up()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return found
 
     def _give_up(self) -> None:
         """Have every training in a worker end at its next step."""
@@ -642,12 +516,6 @@ class _Run:
 
     # The record
 
-    def _shared(self, round: int) -> Path:
-        return self.place.model(f"round-{round}")
-
-    def _private(self, client: int, round: int) -> Path:
-        return self.place.client(client) / f"round-{round}.safetensors"
-
     def _observe(self, event: Event) -> None:
         self.place.log(event)
         self.watch(event)
@@ -655,7 +523,7 @@ class _Run:
     def _blank_report(self) -> Report:
         distributions = ("privfr", "torch", "numpy", "pynacl", "cryptography", "tenseal")
         versions = {name: version(name) for name in distributions} | {"python": platform.python_version()}
-        groups = {"public": self.public, "test": self.test}
+        groups, whole = {"public": self.public, "test": self.test}, self.whole.layout
         return Report(
             run=secrets.token_hex(16),
             experiment=msgspec.to_builtins(self.experiment),
@@ -672,10 +540,10 @@ class _Run:
             | {"clients": len({name for faces in self.clients for name in faces.names})},
             pictures={name: len(group) if group else 0 for name, group in groups.items()}
             | {"clients": sum(map(len, self.clients))},
-            parameters=self.layout.size,
+            parameters=layout_of(self.method).size,
             frozen=sum(
                 math.prod(shape)
-                for name, shape in zip(self.whole.layout.names, self.whole.layout.shapes, strict=True)
+                for name, shape in zip(whole.names, whole.shapes, strict=True)
                 if self.method.frozen(name)
             ),
         )

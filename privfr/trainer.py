@@ -28,7 +28,7 @@ from privfr.vector import Layout, Update, Vector
 
 Pictures = NDArray[np.uint8]
 
-__all__ = ["Learner", "device_of", "fit", "layout_of", "learning_rate", "shared_vector"]
+__all__ = ["Learner", "device_of", "fit", "layout_of", "learning_rate", "seed_of", "shared_vector"]
 
 
 def device_of(choice: str) -> torch.device:
@@ -146,14 +146,15 @@ def shared_vector(module: nn.Module, method: Method, layout: Layout) -> Vector:
     return layout.flatten({name: tensor.detach().cpu().numpy() for name, tensor in state.items()})
 
 
-def _seed(*words: object) -> int:
+def seed_of(*words: object) -> int:
+    """Seed of one purpose, independent of every other's."""
     digest = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def _stream(*words: object) -> torch.Generator:
     """Make the generator of one purpose, independent of every other's."""
-    return torch.Generator().manual_seed(_seed(*words))
+    return torch.Generator().manualseed_of(seed_of(*words))
 
 
 _workspace = threading.local()  # one module per worker and shape: clients are many, workers few
@@ -256,7 +257,7 @@ class Learner:
         elif not self.private:
             # A client's own directions: where all started from the same ones, they would pull the
             # backbone to put their n-th person each at the same place.
-            start_private(module, self.method, self.faces, _seed(self.seed, self.client, "head"))
+            start_private(module, self.method, self.faces, seed_of(self.seed, self.client, "head"))
         return module
 
     def save(self) -> bytes:

@@ -546,6 +546,20 @@ def _percentile(values: list[float], level: float) -> Interval:
 # --- in one call -----------------------------------------------------------------------------------------
 
 
+def likeness(embeddings: ArrayLike, labels: ArrayLike) -> float:
+    """Mean cosine of pictures of different people: near 0 for a network that spreads people out.
+
+    At 1 everybody has the same embedding (collapse, as FedAvg without negatives ends: Yu et al. 2020, arXiv
+    2004.10342).
+    """
+    units = _unit(embeddings).astype(np.float64)
+    identity = np.unique(_labels(labels, len(units)), return_inverse=True)[1]
+    sums = np.zeros((identity.max() + 1, units.shape[1]))
+    np.add.at(sums, identity, units)
+    pairs = len(units) ** 2 - float(np.sum(np.bincount(identity).astype(np.float64) ** 2))
+    return float((np.sum(sums.sum(0) ** 2) - np.sum(sums**2)) / pairs)
+
+
 @dataclass(frozen=True)
 class Verification:
     """What a report says of a model; plain types only.

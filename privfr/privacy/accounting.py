@@ -115,18 +115,21 @@ def _merged(history: Iterable[Steps]) -> list[Steps]:
 
 
 @lru_cache(maxsize=1024)
-def noise_for(epsilon: float, delta: float, rate: float, steps: int, accountant: Accountant) -> float:
+def noise_for(
+    epsilon: float, delta: float, plan: tuple[tuple[float, int], ...], accountant: Accountant
+) -> float:
     """Give the least noise multiplier, to a thousandth, whose steps stay within epsilon, from 0.01 up.
 
-    Raises `InputError` where not even a multiplier of 500 does.
+    plan: sampling rate and steps of each part. Raises `InputError` where not even a multiplier of 500 does.
     """
 
     def spent(noise: float) -> float:
-        return epsilon_of_steps([(noise, rate, steps)], delta, accountant)
+        return epsilon_of_steps([(noise, *part) for part in plan], delta, accountant)
 
     low, high = 0.0, 0.5
     while spent(high) > epsilon:
         if high >= MOST_NOISE:
+            steps = sum(steps for _, steps in plan)
             raise InputError(f"privacy.epsilon: {epsilon} cannot be kept over {steps} steps; raise it")
         low, high = high, min(2 * high, MOST_NOISE)
     while high - low > 1e-3 * high and high > LEAST_NOISE:
