@@ -20,7 +20,9 @@ by heart.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -34,7 +36,7 @@ from torch.nn import functional as F
 
 from privfr.errors import InputError
 from privfr.faces.backbones import initialise
-from privfr.faces.datasets import Faces
+from privfr.faces.datasets import Examples, Faces
 from privfr.storage import write_atomic
 
 __all__ = ["SIZE", "Gan", "Generator"]
@@ -46,7 +48,7 @@ _STEEP = 30.0  # margin beyond which a pair's gradient is not made longer: exp(3
 
 
 class _Chance(nn.Module):
-    """A layer that draws by chance: from `generator`, which `privfr.stepping.dropping` lends it."""
+    """A layer that draws by chance: from `generator`, which `privfr.stepping.drawing` lends it."""
 
     generator: torch.Generator | None = None
 
@@ -73,7 +75,7 @@ class _Styled(nn.Module):
     def __init__(self, inner: int, outer: int, latent: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(inner, outer, 3, 1, 1)
-        self.groups = max(1, outer // 16)
+        self.groups = outer // math.gcd(outer, 16)  # of 16 channels, as in the backbones
         self.style = nn.Linear(latent, 2 * outer)
 
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ class Generator(nn.Module):
             ) from None
         _check_tensors(found, tensors, path)
         found.to_empty(device="cpu").load_state_dict(tensors)
-        return found
+        return found.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _bounded(key: str, value: int) -> int:
@@ -216,16 +218,16 @@ def _outside(side: int, chance: Tensor) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Pictures in, one number each: how real it looks. Four halvings and a linear layer, without norms."""
+    """Pictures in, one number each: how real it looks, beside others. Four halvings, no norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.augment = _Augment()
         widths = (3, width, 2 * width, 4 * width, 4 * width)
         self.layers = nn.Sequential()
-        for inner, outer in zip(widths[:-1], widths[1:], strict=True):
+        for inner, outer in pairwise(widths):
             self.layers += nn.Sequential(nn.Conv2d(inner, outer, 4, 2, 1), nn.LeakyReLU(_SLOPE))
-        self.layers += nn.Sequential(nn.Flatten(), nn.Linear(4 * width * 16, 1))
+        self.layers += nn.Sequential(nn.Flatten(), nn.Linear(4 * width * 16, 1, bias=False))
 
     def forward(self, images: Tensor) -> Tensor:
         """Judge pictures, float [n, 3, 64, 64]: float [n]."""
@@ -279,6 +281,12 @@ class Gan:
     def start(self, module: nn.Module, faces: Faces, fresh: bool) -> None:
         """Nothing to prepare."""
 
+    def examples(
+        self, module: nn.Module, faces: Faces, imposters: int, generator: torch.Generator
+    ) -> Examples:
+        """Every picture of the faces once; imposters are what it makes, not what it learns from."""
+        return Examples(np.arange(len(faces))[:, None], np.zeros(len(faces), np.int64))
+
     def loss(self, module: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Loss of the discriminator for each picture and one made beside it: float32 [n].
 
@@ -308,4 +316,5 @@ def _spectral_norm(weight: Tensor) -> Tensor:
     By the small Gram matrix, ten times as fast as by the singular values, and without a state to carry along.
     """
     matrix = weight.flatten(1)
-    return torch.linalg.eigvalsh(matrix @ matrix.mT)[-1].clamp(min=0).sqrt()
+    largest: Tensor = torch.linalg.eigvalsh(matrix @ matrix.mT)[-1]
+    return largest.clamp(min=0).sqrt()
