@@ -45,7 +45,12 @@ def drawing(module: nn.Module, dropout: float, generator: torch.Generator) -> It
 
     dropout: share of the features of a backbone that are dropped. When it ends, layers draw no more.
     """
-    found = [layer for layer in module.modules() if hasattr(layer, "generator")]
+    # A GAN has a network of this name.
+    found = [
+        layer
+        for layer in module.modules()
+        if isinstance(getattr(layer, "generator", module), torch.Generator | None)
+    ]
 
     def give(generator: torch.Generator | None, dropout: float) -> None:
         for layer in found:

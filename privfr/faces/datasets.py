@@ -88,6 +88,22 @@ class Faces:
         return Faces(part.images, new[part.labels], tuple(identities), part.files)
 
 
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What one pass of a round goes over.
+
+    rows: int64 [n, views], the pictures of each example: a client's own are 0, 1, ..., its imposters follow.
+    targets: int64 [n], what the loss is told of each.
+    """
+
+    rows: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.rows)
+
+
 def require_identities(faces: Faces, least: int, purpose: str) -> None:
     """Raise InputError unless `faces` holds pictures of `least` identities, as `purpose` needs."""
     have = int(np.count_nonzero(faces.counts))

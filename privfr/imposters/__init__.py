@@ -1,1 +1,1 @@
-"""Made-up faces for a device to contrast its people with, so that nobody else's pictures are needed."""
+"""Imposters: faces of nobody, made on the device, for those who hold only their owner's."""

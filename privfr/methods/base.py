@@ -5,35 +5,17 @@ A method knows no backend and no engine. Adding one is one file with one class o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from privfr.faces.datasets import Faces
+from privfr.faces.datasets import Examples, Faces
 from privfr.faces.heads import NOBODY
 from privfr.faces.recogniser import embed
 
 __all__ = ["Examples", "FaceModel", "Labelled", "Method", "class_means", "is_private"]
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """What one pass of a round goes over.
-
-    rows: int64 [n, views], the pictures of each example: a client's own are 0, 1, ..., its imposters follow.
-    targets: int64 [n], what the loss is told of each.
-    """
-
-    rows: NDArray[np.int64]
-    targets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.rows)
 
 
 class FaceModel(nn.Module):
