@@ -50,7 +50,9 @@ def main() -> None:
     wanted = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    method = Supervised(wanted.backbone, (64, 64), 256, "cosface", 30.0, 0.35)
+    method = Supervised(
+        backbone=wanted.backbone, size=(64, 64), dim=256, head="cosface", scale=30.0, margin=0.35
+    )
     faces = noise_faces(wanted.pictures)
     ways: dict[str, Callable[[], None]] = {
         "private": lambda: privately(method, faces),

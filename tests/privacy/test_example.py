@@ -70,7 +70,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Faces:
 def supervised(
     backbone: str = "small", head: str = "cosface", size: tuple[int, int] = (64, 64)
 ) -> Supervised:
-    return Supervised(backbone, size, 32, head, 30.0, 0.35)
+    return Supervised(backbone=backbone, size=size, dim=32, head=head, scale=30.0, margin=0.35)
 
 
 def noise_faces(count: int, size: tuple[int, int] = (64, 64), people: int = 3, seed: int = 0) -> Faces:
@@ -590,7 +590,7 @@ class Reduced(Supervised):
 )
 @pytest.mark.parametrize("people", [2, 3])
 def test_a_loss_across_examples_is_refused(kind: type[Supervised], reason: str, people: int) -> None:
-    method = kind("small", (64, 64), 32, "cosface", 30.0, 0.35)
+    method = kind(backbone="small", size=(64, 64), dim=32, head="cosface", scale=30.0, margin=0.35)
     message = refused(method, method.build(people, 0), noise_faces(6, people=people))
     assert reason in message and "supervised" in message
 

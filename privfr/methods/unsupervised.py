@@ -1,0 +1,176 @@
+"""Method `unsupervised`: each client trains the network on pictures of which nobody said who they show.
+
+What stands in for labels is the network's own judgement of which of the client's pictures are alike
+(UFace's rule, see `privfr.methods.neighbours`), made anew every round, and chance views of one picture,
+which are of one person for certain (`privfr.faces.augmentation`). Faces are compared by the cosine of
+embeddings, in training as in use. Three losses learn from this:
+
+siamese: two pictures' cosine is to tell a similar pair from a dissimilar one (UFace; Solomon & Woubie,
+arXiv 2312.14001), by binary cross-entropy.
+autoencoder: the embedding is to give back the similar pictures, and not the dissimilar ones (arXiv
+2312.14395). The decoder stays on the device: it turns embeddings into faces.
+contrastive: a picture and a similar one are to find each other in a batch (NT-Xent, Chen et al. 2020, arXiv
+2002.05709, whose positives are views of one picture; neighbours as in arXiv 2104.14548).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from privfr.faces.augmentation import Augmentation
+from privfr.faces.backbones import initialise
+from privfr.faces.datasets import Faces
+from privfr.faces.recogniser import embed
+from privfr.methods.base import Examples
+from privfr.methods.neighbours import partners
+from privfr.methods.part import PartTrained
+
+__all__ = ["Unsupervised", "Variant"]
+
+Variant = Literal["siamese", "autoencoder", "contrastive"]
+
+_SIDE = 32  # of what the decoder gives back, in pixels
+_HIDDEN = 512  # units of the decoder
+
+
+class _Model(nn.Module):
+    """A backbone and maybe an adapter, to share, and a decoder, which is private; unit embeddings."""
+
+    def __init__(
+        self, backbone: nn.Module, adapter: nn.Module | None, decoder: nn.Module | None, strength: float
+    ) -> None:
+        super().__init__()
+        self.augmentation = Augmentation(strength)
+        self.backbone = backbone
+        self.adapter = nn.Identity() if adapter is None else adapter
+        self.decoder = nn.Identity() if decoder is None else decoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed views of pictures, float32 [n, 3, height, width]: unit vectors, float32 [n, dim]."""
+        embedding = self.backbone(self.augmentation(images))
+        # In float32 under autocast, too: cosines that differ by a hundredth drown in bfloat16's eight bits.
+        with torch.autocast(images.device.type, enabled=False):
+            return F.normalize(self.adapter(embedding.float()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsupervised(PartTrained):
+    """Learning from likeness, without labels.
+
+    variant: the loss.  neighbours: partners of each kind that a picture has.  similar, dissimilar: cosines
+    above and below which pictures are partners.  temperature: what differences of cosines are divided by.
+    augmentation: strength of the views' changes.
+    """
+
+    variant: Variant = "contrastive"
+    neighbours: int = 2
+    similar: float = 0.6
+    dissimilar: float = 0.2
+    temperature: float = 0.1
+    augmentation: float = 1.0
+
+    name: ClassVar[str] = "unsupervised"
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    discloses: ClassVar[tuple[str, ...]] = ()
+    per_example: ClassVar[bool] = False  # its own picture's loss depends on its neighbours'
+
+    def classes(self, faces: Faces) -> int:
+        """No label is read."""
+        return 0
+
+    def build(self, classes: int, seed: int) -> nn.Module:
+        """Make the module. Raises `InputError` as `network`."""
+        network, adapter = self.network(seed)
+        decoder = _decoder(self.dim, seed) if self.variant == "autoencoder" else None
+        return _Model(network, adapter, decoder, self.augmentation)
+
+    def start(self, module: nn.Module, faces: Faces, fresh: bool) -> None:
+        """Nothing: there are no templates."""
+
+    def examples(
+        self, module: nn.Module, faces: Faces, imposters: int, generator: torch.Generator
+    ) -> Examples:
+        """Every picture once, with its partners as further views."""
+        assert isinstance(module, _Model)
+        embeddings = torch.from_numpy(embed(module, faces.images))
+        found = partners(embeddings, imposters, self.neighbours, self.similar, self.dissimilar, generator)
+        own = torch.arange(len(faces))[:, None]
+        if self.variant == "contrastive":
+            # One of the similar ones or itself, by lot; the others of a batch are all the contrast it needs.
+            choice = torch.cat([own, found.similar], 1)
+            drawn = torch.randint(choice.shape[1], own.shape, generator=generator)
+            views = [own, choice.gather(1, drawn)]
+            if imposters:
+                views.append(len(faces) + torch.randint(imposters, own.shape, generator=generator))
+        else:
+            views = [own, *found]
+        rows = torch.cat(views, 1)
+        return Examples(rows.numpy(), torch.zeros(len(rows), dtype=torch.int64).numpy())
+
+    def loss(self, module: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each example: float32 [n]. What is not its own partner counts in variant contrastive."""
+        assert isinstance(module, _Model)
+        views = len(images) // len(targets)
+        of_variant = {
+            "siamese": self._siamese, "autoencoder": self._autoencoder, "contrastive": self._contrastive
+        }  # fmt: skip
+        return of_variant[self.variant](module, images, views)
+
+    def stepped(self, module: nn.Module) -> None:
+        """Nothing."""
+
+    def _siamese(self, module: _Model, images: Tensor, views: int) -> Tensor:
+        """Binary cross-entropy of pairs: half of the weight on the similar ones, half on the others."""
+        anchor, *others = module(images).chunk(views)
+        cosines = torch.stack([(anchor * other).sum(1) for other in others], 1)
+        logits = (cosines - (self.similar + self.dissimilar) / 2) / self.temperature
+        losses = F.softplus(torch.cat([-logits[:, : self.neighbours], logits[:, self.neighbours :]], 1))
+        return losses.mean(1)
+
+    def _autoencoder(self, module: _Model, images: Tensor, views: int) -> Tensor:
+        """What is given back is to be like the similar pictures, and less like the dissimilar ones."""
+        seen, *others = images.chunk(views)
+        with torch.autocast(images.device.type, enabled=False):
+            given = F.normalize(module.decoder(module(seen)))
+            wanted = torch.stack([_shape(other) for other in others], 1)
+            cosines = (wanted @ given[:, :, None]).squeeze(2)
+        like, unlike = cosines[:, : self.neighbours], cosines[:, self.neighbours :] / self.temperature
+        # Of no dissimilar one the sum is 0, its logarithm minus infinity, and the second term 0.
+        margin = unlike.logsumexp(1, keepdim=True) - like / self.temperature
+        return (1 - like + self.temperature * F.softplus(margin)).mean(1)
+
+    def _contrastive(self, module: _Model, images: Tensor, views: int) -> Tensor:
+        """NT-Xent: cross-entropy of finding the other view among all pictures of the batch."""
+        embeddings = module(images)
+        count = len(images) // views
+        found = embeddings[: 2 * count]
+        logits = found @ embeddings.T / self.temperature
+        logits.fill_diagonal_(-torch.inf)
+        partner = torch.arange(2 * count, device=images.device).roll(count)
+        first, second = F.cross_entropy(logits, partner, reduction="none").chunk(2)
+        return (first + second) / 2
+
+
+def _decoder(dim: int, seed: int) -> nn.Module:
+    with torch.device("meta"):  # no storage yet, so torch's own initialisation draws no random number
+        layers = nn.Sequential(nn.Linear(dim, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _SIDE * _SIDE))
+    return initialise(layers.to_empty(device="cpu"), seed)
+
+
+def _shape(images: Tensor) -> Tensor:
+    """What of a picture is given back: its shapes without light and colour, unit vectors, float32 [n, 1024].
+
+    Grey, less the mean around each pixel, over the deviation around it.
+    """
+    grey = F.interpolate(images.float().mean(1, keepdim=True), (_SIDE, _SIDE), mode="area")
+
+    def around(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 9, 1, 4, count_include_pad=False)
+
+    edges = grey - around(grey)
+    return F.normalize((edges / (around(edges.square()) + 1e-3).sqrt()).flatten(1))
