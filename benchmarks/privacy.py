@@ -32,8 +32,8 @@ from benchmarks.privacy_page import PAGE, PLOT, draw, page
 from privfr.evaluation import listed_trials
 from privfr.faces.datasets import Faces
 from privfr.faces.verification import Pairs, Trials, bootstrap, lfw_accuracy
+from privfr.plan import client_level
 from privfr.privacy.client import ClientLevel
-from privfr.runs import client_level
 
 EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0, math.inf)
 SEEDS = (0, 1, 2)

@@ -63,9 +63,7 @@ class Budgets:
         able = sum(each.affords for each in self.guarded)
         if not self.guarded or able >= threshold:
             return ""
-        return (
-            f"the privacy budget of {len(self.guarded) - able} of {len(self.guarded)} clients does not pay"
-        )
+        return f"the privacy budget of {len(self.guarded) - able} of {len(self.guarded)} clients does not pay"
 
     def settle(self, outcome: RoundReport) -> None:
         """Book what a round has really cost, now that its survivors are known."""

@@ -78,17 +78,32 @@ Trainable = Literal["all", "last", "adapter", "norms"]
 
 
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is learnt from a client's faces, and with which head. restart: give the head new class means
-    at the start of every round instead of keeping it.  trainable: part of the network that clients train and
+    """What is learnt from a client's faces. name: "supervised" or "unsupervised".
+
+    Of the supervised method: head, "auto" for cosface, or sphereface2 with imposters.  restart: give the head
+    new class means at the start of every round instead of keeping it.
+
+    Of the unsupervised one: variant of the loss.  neighbours: similar pictures, and dissimilar ones, that a
+    picture is compared with.  similar, dissimilar: cosines above and below which they are; where too few are,
+    the pictures' own decide.  temperature: what differences of cosines are divided by.  augmentation:
+    strength of the chance changes of each view.
+
+    Of both: trainable: part of the network that clients train and
     share: "last", its last linear layer; "adapter", a low-rank residual of this rank on the embedding;
     "norms", the gains and biases of its GroupNorms. The rest stays as it was pretrained.
     """
 
     name: str = "supervised"
-    head: Literal["cosface", "arcface", "softmax", "sphereface2"] = "cosface"
+    head: Literal["auto", "cosface", "arcface", "softmax", "sphereface2"] = "auto"
     scale: Above0 = 30.0
     margin: AtLeast0 = 0.35
     restart: bool = False
+    variant: Literal["siamese", "autoencoder", "contrastive"] = "contrastive"
+    neighbours: Positive = 2
+    similar: Annotated[float, msgspec.Meta(gt=-1, lt=1)] = 0.6
+    dissimilar: Annotated[float, msgspec.Meta(gt=-1, lt=1)] = 0.2
+    temperature: Above0 = 0.1
+    augmentation: AtLeast0 = 1.0
     trainable: Trainable = "all"
     rank: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
 

@@ -33,6 +33,7 @@ _BITS = 16  # of a coding, where the backend needs one and the experiment does n
 
 
 def resolved(experiment: Experiment) -> Experiment:
+    """Fill in what an experiment leaves to the machine and the backend, as `Experiment.resolved`."""
     backend, clients = backend_named(experiment.federation.backend), experiment.data.clients
     fewest = backend.fewest(clients, experiment.options(backend.table))
     privacy = experiment.privacy
@@ -166,12 +167,12 @@ def example_budget(experiment: Experiment, pictures: int, generator: bool = Fals
 
 
 def _rounded_up(rate: float) -> float:
-    unit = 10 ** (math.floor(math.log10(rate)) - 1)
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 1)
     return min(1.0, math.ceil(rate / unit) * unit)
 
 
 def imposters_of(experiment: Experiment, pictures: int) -> int:
-    """Count the imposters of a client with so many pictures, before those too like its people are left out."""
+    """Count the imposters of a client with so many pictures, those too like its people among them."""
     wanted = experiment.imposters
     return 0 if wanted.source == "none" else round(wanted.ratio * pictures)
 
@@ -195,9 +196,16 @@ def check(experiment: Experiment) -> None:
         raise InputError(f"engine.phases: no message of kind {min(unknown)!r} here; choose from {known}")
 
 
+_OPEN_HEADS = ("auto", "sphereface2")
+
+
 def _check_imposters(experiment: Experiment) -> None:
     """Refuse imposters that cannot be had, and those that would go round a promise of privacy."""
-    wanted, privacy = experiment.imposters, experiment.privacy
+    wanted, privacy, head = experiment.imposters, experiment.privacy, experiment.method.head
+    if wanted.source != "none" and experiment.method.name == "supervised" and head not in _OPEN_HEADS:
+        raise InputError(
+            f"method.head: {head} knows no face that is none of its people; with imposters take sphereface2"
+        )
     if wanted.source == "public" and wanted.trained and not experiment.data.public:
         raise InputError("imposters.source: public needs public identities; set data.public above 0")
     if wanted.source == "real" and privacy.level != "none":

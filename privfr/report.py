@@ -28,6 +28,8 @@ __all__ = [
     "RoundEnded",
     "Spread",
     "Stage",
+    "collapse",
+    "collapsing",
 ]
 
 
@@ -91,9 +93,9 @@ class Report(msgspec.Struct, kw_only=True):
     server_learns, trust, discloses: what leaves the devices, in words.  security: what follows from the
     backend's promise, by name.  parameters: numbers that are trained and shared.  frozen: those that are
     not.  start: commits to the network that federation began with, in hex.  eer: after each round.
-    likeness: after each round, mean cosine of test pictures of different people.  collapsed: the first round
-    after which it was that of a network which tells nobody apart, 0 for none.  own: where pictures are held
-    out.  overhead: see `Profile`.  finished: False while rounds or baselines are missing.
+    likeness: mean cosine of test pictures of different people, at the start and after each round.  collapsed:
+    the first round after which it was that of a network which tells nobody apart, 0 for none.  own: where
+    pictures are held out.  overhead: see `Profile`.  finished: False while rounds or baselines are missing.
     """
 
     run: str
@@ -155,6 +157,18 @@ def collapsing(now: float, before: float) -> bool:
     An untrained network gives everybody much the same embedding, too; but training takes that down.
     """
     return now > COLLAPSE and now >= before
+
+
+def collapse(report: Report) -> str:
+    """Say that the model has collapsed, or nothing."""
+    if not report.collapsed:
+        return ""
+    after, now = report.collapsed, report.likeness[-1]
+    return (
+        f"collapse: after round {after} faces of different people had a mean cosine of "
+        f"{report.likeness[after]:.3f}, and now have {now:.3f}; give clients something to tell their "
+        "people from: --imposters, or more people a client"
+    )
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event"):

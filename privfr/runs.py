@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -63,6 +63,8 @@ from privfr.report import (
     RoundEnded,
     Spread,
     Stage,
+    collapse,
+    collapsing,
 )
 from privfr.stage import FederatedStage
 from privfr.trainer import Learner, Pictures, layout_of, seed_of
@@ -176,6 +178,7 @@ class _Run:
         self.budgets = Budgets(experiment, self.backend, place)
         # A loss in clear would tell of pictures what no epsilon accounts for.
         self.metrics = () if experiment.privacy.level != "none" else self.method.metrics
+        self.pools: dict[int, Pictures | None] = {}
         self._stop = False
         self.report = self._blank_report()
 
@@ -223,7 +226,9 @@ class _Run:
             learner = self._gan_learner("imposters", self.public)
             learner.optimiser = {}
             path = self.place.model("imposters-state")
-            self._publish_generator(rule.result(self._alone("imposters", learner, self.gan.start, path, rule)))
+            self._publish_generator(
+                rule.result(self._alone("imposters", learner, self.gan.start, path, rule))
+            )
         else:
             self._of_each("imposters", self._train_own_generator)
         found.finished = True
@@ -359,18 +364,27 @@ class _Run:
         torch.set_num_threads(self.experiment.engine.cores)
         curve, embeddings = judged(self.part.recogniser(model), self.test)
         self.report.eer.append(curve.eer)
-        now, before = likeness(embeddings, self.test.labels), self.report.likeness[-1:]
-        self.report.likeness.append(now)
-        if collapsing(now, *before) and not self.report.collapsed:
+        now = likeness(embeddings, self.test.labels)
+        if not self.report.likeness:
+            start = self.part.recogniser(self.part.start).embed(self.test.images)
+            self.report.likeness.append(likeness(start, self.test.labels))
+        if collapsing(now, self.report.likeness[-1]) and not self.report.collapsed:
             self.report.collapsed = len(self.report.eer)
+        self.report.likeness.append(now)
+        if self.report.collapsed == len(self.report.eer):
             self._observe(Notice(collapse(self.report)))
         return curve.eer
 
     # Imposters
 
-    @cache
     def _imposters(self, client: int) -> Pictures | None:
-        """Give a client pictures of nobody it knows, those too like its people left out."""
+        """Give a client pictures of nobody it knows, the same ones each time it is asked."""
+        if client not in self.pools:
+            self.pools[client] = self._drawn(client)
+        return self.pools[client]
+
+    def _drawn(self, client: int) -> Pictures | None:
+        """Draw a client's imposters, those too like its people left out."""
         wanted, own = self.experiment.imposters, self.clients[client]
         count = imposters_of(self.experiment, len(own))
         if not count:
@@ -460,7 +474,9 @@ class _Run:
             scale = wanted.scale or part.method.scale
             learner.method = replace(part.method, margin=wanted.margin * reached, scale=scale)
 
-        return self._alone(stage, learner, part.start, self.place.model(f"{stage}-state"), before=raise_margin)
+        return self._alone(
+            stage, learner, part.start, self.place.model(f"{stage}-state"), before=raise_margin
+        )
 
     def _alone(
         self,

@@ -154,7 +154,7 @@ def seed_of(*words: object) -> int:
 
 def _stream(*words: object) -> torch.Generator:
     """Make the generator of one purpose, independent of every other's."""
-    return torch.Generator().manualseed_of(seed_of(*words))
+    return torch.Generator().manual_seed(seed_of(*words))
 
 
 _workspace = threading.local()  # one module per worker and shape: clients are many, workers few

@@ -27,7 +27,13 @@ def command(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run directory; takes no other flag.")
     ] = None,
-    method: Annotated[Text, typer.Option(help="What is learnt: supervised.")] = None,
+    method: Annotated[Text, typer.Option(help="What is learnt: supervised or unsupervised.")] = None,
+    imposters: Annotated[
+        Text,
+        typer.Option(
+            help="Made-up faces as contrast, from a generator trained: federated, public or device; or real, none."
+        ),
+    ] = None,
     backend: Annotated[
         Text,
         typer.Option(
@@ -87,7 +93,7 @@ def command(
     flags = {
         "data.source": data, "data.download": download, "data.clients": clients, "data.public": public,
         "data.test": test, "data.scheme": scheme, "data.per_client": per_client, "data.size": size,
-        "model.backbone": backbone, "method.name": method, "method.head": head,
+        "model.backbone": backbone, "method.name": method, "imposters.source": imposters, "method.head": head,
         "method.trainable": trainable, "training.epochs": epochs,
         "training.learning_rate": learning_rate, "training.device": device, "pretraining.epochs": pretrain,
         "pretraining.model": start,

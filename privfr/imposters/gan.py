@@ -118,11 +118,15 @@ class Generator(nn.Module):
                 made[start : start + _BATCH] = bytes_.permute(0, 2, 3, 1).cpu().numpy()
         return made
 
-    def save(self, path: str | Path) -> None:
-        """Write as safetensors, atomically. Raises `InputError` where the path cannot be written."""
+    def save(self, path: str | Path, *, private: bool = False) -> None:
+        """Write as safetensors, atomically. private: readable by its owner alone.
+
+        Raises `InputError` where the path cannot be written.
+        """
         facts = {"generator": {"width": self.width, "latent": self.latent}}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_atomic(Path(path), safetensors.torch.save(tensors, {"privfr": json.dumps(facts)}))
+        serialised = safetensors.torch.save(tensors, {"privfr": json.dumps(facts)})
+        write_atomic(Path(path), serialised, private=private)
 
     @classmethod
     def load(cls, path: str | Path) -> Generator:
@@ -145,7 +149,7 @@ class Generator(nn.Module):
             ) from None
         _check_tensors(found, tensors, path)
         found.to_empty(device="cpu").load_state_dict(tensors)
-        return found.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return found.to(memory_format=torch.channels_last)
 
 
 def _bounded(key: str, value: int) -> int:

@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from privfr.errors import InputError
 from privfr.experiment import Experiment
 from privfr.faces.backbones import BACKBONES
 from privfr.methods.supervised import Supervised
+from privfr.methods.unsupervised import Unsupervised
 
-__all__ = ["METHODS", "method_of"]
+__all__ = ["METHODS", "FaceMethod", "method_of", "pretraining_of"]
 
-METHODS = {"supervised": Supervised}
+FaceMethod = Supervised | Unsupervised
+METHODS: dict[str, type[FaceMethod]] = {"supervised": Supervised, "unsupervised": Unsupervised}
 
 
-def method_of(experiment: Experiment) -> Supervised:
+def method_of(experiment: Experiment) -> FaceMethod:
     """Make the method an experiment names. Raises `InputError` for an unknown name."""
-    settings, model = experiment.method, experiment.model
-    for kind, name, known in (("method", settings.name, METHODS), ("backbone", model.backbone, BACKBONES)):
+    settings = experiment.method
+    for kind, name, known in (
+        ("method", settings.name, METHODS),
+        ("backbone", experiment.model.backbone, BACKBONES),
+    ):
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
             raise InputError(f"{kind} {name!r} does not exist: {hint}")
-    return METHODS[settings.name](
-        backbone=model.backbone,
-        size=experiment.data.size,
-        dim=model.dim or BACKBONES[model.backbone].dim,
-        head=settings.head,
-        scale=settings.scale,
-        margin=settings.margin,
+    part: dict[str, Any] = {"trainable": settings.trainable, "rank": settings.rank}
+    if settings.name == "unsupervised":
+        return Unsupervised(
+            **_network(experiment), **part, variant=settings.variant, neighbours=settings.neighbours,
+            similar=settings.similar, dissimilar=settings.dissimilar, temperature=settings.temperature,
+            augmentation=settings.augmentation,
+        )  # fmt: skip
+    return Supervised(
+        **_network(experiment), **part, head=_head(experiment), scale=settings.scale, margin=settings.margin,
         restart=settings.restart,
-        trainable=settings.trainable,
-        rank=settings.rank,
-    )
+    )  # fmt: skip
+
+
+def pretraining_of(experiment: Experiment) -> Supervised:
+    """Make the method that trains the start on the public identities, whose labels are public, too."""
+    settings = experiment.method
+    head = "cosface" if experiment.imposters.source != "none" else _head(experiment)
+    return Supervised(**_network(experiment), head=head, scale=settings.scale, margin=settings.margin)
+
+
+def _network(experiment: Experiment) -> dict[str, Any]:
+    model = experiment.model
+    dim = model.dim or BACKBONES[model.backbone].dim
+    return {"backbone": model.backbone, "size": experiment.data.size, "dim": dim}
+
+
+def _head(experiment: Experiment) -> str:
+    """Name the head: with imposters one that knows of faces which are none of its people."""
+    if experiment.method.head != "auto":
+        return experiment.method.head
+    return "cosface" if experiment.imposters.source == "none" else "sphereface2"

@@ -78,11 +78,11 @@ def test_steps_add_up_over_rounds(accountant: Accountant) -> None:
 
 
 def test_noise_for_a_budget_is_the_least_there_is() -> None:
-    noise = noise_for(4.0, 1e-5, 0.1, 200, "rdp")
+    noise = noise_for(4.0, 1e-5, ((0.1, 200),), "rdp")
     assert epsilon_of_steps([(noise, 0.1, 200)], 1e-5, "rdp") <= 4.0
     assert epsilon_of_steps([(noise * 0.99, 0.1, 200)], 1e-5, "rdp") > 4.0
     with pytest.raises(InputError, match=r"privacy\.epsilon"):
-        noise_for(1e-6, 1e-9, 1.0, 10**6, "rdp")
+        noise_for(1e-6, 1e-9, ((1.0, 10**6),), "rdp")
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1, 0.2])
@@ -94,7 +94,7 @@ def test_next_to_no_noise_takes_next_to_no_time(noise: float) -> None:
 
 
 def test_any_budget_finds_its_noise() -> None:
-    noises = [noise_for(epsilon, 1e-5, 0.1, 1000, "prv") for epsilon in (40.0, 900.0, 1e6)]
+    noises = [noise_for(epsilon, 1e-5, ((0.1, 1000),), "prv") for epsilon in (40.0, 900.0, 1e6)]
     assert noises == sorted(noises, reverse=True) and noises[-1] >= 0.01
     assert epsilon_of_steps([(noises[1], 0.1, 1000)], 1e-5, "prv") <= 900
-    assert noise_for(1e6, 1e-5, 1.0, 1, "rdp") == 0.01
+    assert noise_for(1e6, 1e-5, ((1.0, 1),), "rdp") == 0.01

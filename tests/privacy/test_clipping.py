@@ -18,11 +18,11 @@ from privfr.backends import backend as backend_named
 from privfr.coding import Coding
 from privfr.errors import BadFrame, BudgetSpent
 from privfr.federation import Coordinator, run_round
+from privfr.plan import client_level
 from privfr.privacy.client import ClientLevel, calibrated
 from privfr.privacy.guard import Guarded
 from privfr.privacy.ledger import Ledger
 from privfr.protocol import Begin
-from privfr.runs import client_level
 from privfr.vector import Update, Vector, digest
 from privfr.wire import decode, encode
 

@@ -14,10 +14,11 @@ import safetensors.torch
 from tiny import TINY, experiment, write_people
 
 from privfr.errors import BudgetSpent, InputError
+from privfr.plan import client_level
 from privfr.privacy.accounting import epsilon_of_rho
 from privfr.privacy.ledger import Ledger
 from privfr.report import ClientTrained, Event, Notice, Report, RoundEnded
-from privfr.runs import client_level, resume, run
+from privfr.runs import resume, run
 from privfr_cli import render
 
 PRIVATE = TINY | {"data.clients": 6, "data.test": 5, "privacy.level": "client", "privacy.corruption": 0.1}
