@@ -31,7 +31,7 @@ def command(
     imposters: Annotated[
         Text,
         typer.Option(
-            help="Made-up faces as contrast, from a generator trained: federated, public or device; or real, none."
+            help="Made-up faces as contrast; where they come from: federated, public, device, real or none."
         ),
     ] = None,
     backend: Annotated[
