@@ -93,9 +93,9 @@ class Report(msgspec.Struct, kw_only=True):
     server_learns, trust, discloses: what leaves the devices, in words.  security: what follows from the
     backend's promise, by name.  parameters: numbers that are trained and shared.  frozen: those that are
     not.  start: commits to the network that federation began with, in hex.  eer: after each round.
-    likeness: mean cosine of test pictures of different people, at the start and after each round.  collapsed:
-    the first round after which it was that of a network which tells nobody apart, 0 for none.  own: where
-    pictures are held out.  overhead: see `Profile`.  finished: False while rounds or baselines are missing.
+    likeness: mean cosine of test pictures of different people, at the start and after each round.  collapsed: the
+    first round after which it was that of a network which tells nobody apart, 0 for none.  alike: share of
+    the imposters drawn that were left out as too like the client's people.  own: where pictures are held out.  overhead: see `Profile`.  finished: False while rounds or baselines are missing.
     """
 
     run: str
@@ -119,6 +119,7 @@ class Report(msgspec.Struct, kw_only=True):
     likeness: list[float] = []
     collapsed: int = 0
     imposters: Generated | None = None
+    alike: float | None = None
     own: Own | None = None
     final: Verification | None = None
     individual: Spread | None = None
@@ -164,9 +165,10 @@ def collapse(report: Report) -> str:
     if not report.collapsed:
         return ""
     after, now = report.collapsed, report.likeness[-1]
+    since = f", and now have {now:.3f}" if after + 1 < len(report.likeness) else ""
     return (
         f"collapse: after round {after} faces of different people had a mean cosine of "
-        f"{report.likeness[after]:.3f}, and now have {now:.3f}; give clients something to tell their "
+        f"{report.likeness[after]:.3f}{since}; give clients something to tell their "
         "people from: --imposters, or more people a client"
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import platform
 import secrets
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -155,6 +156,7 @@ def _split(faces: Faces, experiment: Experiment) -> Split:
         scheme=data.scheme,
         per_client=data.per_client or None,
         alpha=data.alpha,
+        holdout=data.holdout,
         min_images=data.min_images,
         seed=experiment.seed,
     )
@@ -179,6 +181,7 @@ class _Run:
         # A loss in clear would tell of pictures what no epsilon accounts for.
         self.metrics = () if experiment.privacy.level != "none" else self.method.metrics
         self.pools: dict[int, Pictures | None] = {}
+        self.alike: dict[int, float] = {}
         self._stop = False
         self.report = self._blank_report()
 
@@ -316,6 +319,7 @@ class _Run:
         else:
             part, rounds, done = self.part, self.experiment.federation.rounds, self.report.rounds
             learners = [self._face_learner(client) for client in every]
+            self.report.alike = statistics.fmean(self.alike.values()) if self.alike else None
         found = FederatedStage(
             name=stage,
             run=self.report.run,
@@ -402,6 +406,7 @@ class _Run:
             return made  # to look at its own people here would be without noise
         start = self.part.recogniser(self.part.start)
         alike = too_like(start.embed(made), start.embed(own.images))
+        self.alike[client] = float(alike.mean())
         return made[~alike]
 
     def _generator(self, model: Vector) -> Generator:

@@ -205,7 +205,7 @@ class Learner:
 
         metrics = self._train(module, round, rate)
         self.private = {
-            name: tensor.detach().cpu().clone()
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in module.state_dict().items()
             if is_private(self.method, name)
         }

@@ -130,6 +130,8 @@ def round_line(report: RoundReport, eer: float | None) -> str:
 
 def report(result: Report, directory: str) -> None:
     """Show what a run came to."""
+    from privfr import report as events
+
     people, pictures = result.people, result.pictures
     rows = []
     for name, found in (
@@ -157,6 +159,7 @@ def report(result: Report, directory: str) -> None:
         ("model", "EER", "95 % interval", "AUC", "TAR at FAR 1e-2"),
         rows,
     )
+    _own(result)
     up, down = sum(r.bytes_up for r in result.rounds), sum(r.bytes_down for r in result.rounds)
     clients = max(1, result.rounds[0].clients) if result.rounds else 1
     shared = f"{result.parameters:,}"
@@ -182,6 +185,9 @@ def report(result: Report, directory: str) -> None:
         promise(result.security)
     for level in result.privacy:
         _guarantee(level)
+    _imposters(result)
+    if warning := events.collapse(result):
+        out.print(warning, style="bold", soft_wrap=True)
     if result.stopped:
         out.print(f"stopped early: {result.stopped}", soft_wrap=True)
     if any(r.error for r in result.rounds) and not result.privacy:
@@ -195,6 +201,40 @@ def report(result: Report, directory: str) -> None:
     for line in result.discloses:
         out.print(f"also leaves the device: {line}")
     out.print(f"\nrun directory: {directory}", soft_wrap=True)
+
+
+def _own(result: Report) -> None:
+    """How well the clients' own people are told from strangers, by each model that a client could use."""
+    if result.own is None:
+        return
+    models = {"at the start": result.own.start, "federated": result.own.federated}
+    if result.own.individual:
+        models["individual"] = result.own.individual
+    rows = [
+        [name, percent(each.mean), percent(each.spread), percent(each.best), percent(each.worst)]
+        for name, each in models.items()
+    ]
+    out.print()
+    title = "Each client's own people, pictures held out, against the people nobody trained on"
+    table(title, ("model", "mean EER", "spread", "best", "worst"), rows)
+
+
+def _imposters(result: Report) -> None:
+    """Where the imposters came from, and what that took."""
+    source = result.experiment["imposters"]["source"]
+    if source == "none":
+        return
+    found = result.imposters
+    if found and found.rounds:
+        up, clients = sum(r.bytes_up for r in found.rounds), found.rounds[0].clients
+        how = f"{len(found.rounds)} rounds over the same backend, {size(up / clients)} up per client"
+    else:
+        how = "of other clients, which no device would have" if source == "real" else "not sent to anybody"
+        how = "given as a file" if result.experiment["imposters"]["model"] else how
+    share = (
+        "" if result.alike is None else f"; {percent(result.alike)} were too like their owner and left out"
+    )
+    out.print(f"imposters: {source}, {how}{share}", soft_wrap=True)
 
 
 def _guarantee(found: Guarantee) -> None:
