@@ -93,9 +93,10 @@ class Report(msgspec.Struct, kw_only=True):
     server_learns, trust, discloses: what leaves the devices, in words.  security: what follows from the
     backend's promise, by name.  parameters: numbers that are trained and shared.  frozen: those that are
     not.  start: commits to the network that federation began with, in hex.  eer: after each round.
-    likeness: mean cosine of test pictures of different people, at the start and after each round.  collapsed: the
-    first round after which it was that of a network which tells nobody apart, 0 for none.  alike: share of
-    the imposters drawn that were left out as too like the client's people.  own: where pictures are held out.  overhead: see `Profile`.  finished: False while rounds or baselines are missing.
+    likeness: mean cosine of test pictures of different people, at the start and after each round.
+    collapsed: the first round after which it was that of a network which tells nobody apart, 0 for none.
+    alike: share of the imposters drawn that were left out as too like the client's people.  own: where
+    pictures are held out.  overhead: see `Profile`.  finished: False while rounds or baselines are missing.
     """
 
     run: str

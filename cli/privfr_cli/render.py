@@ -219,22 +219,29 @@ def _own(result: Report) -> None:
     table(title, ("model", "mean EER", "spread", "best", "worst"), rows)
 
 
+_HOW = {
+    "federated": "a generator trained over the same backend",
+    "public": "a generator trained on the public identities",
+    "device": "each client's own generator, which stays there",
+    "real": "other clients' pictures, which no device would have",
+}
+
+
 def _imposters(result: Report) -> None:
     """Where the imposters came from, and what that took."""
     source = result.experiment["imposters"]["source"]
     if source == "none":
         return
-    found = result.imposters
+    found, how = result.imposters, _HOW[source]
     if found and found.rounds:
         up, clients = sum(r.bytes_up for r in found.rounds), found.rounds[0].clients
-        how = f"{len(found.rounds)} rounds over the same backend, {size(up / clients)} up per client"
-    else:
-        how = "of other clients, which no device would have" if source == "real" else "not sent to anybody"
-        how = "given as a file" if result.experiment["imposters"]["model"] else how
+        how += f", {len(found.rounds)} rounds, {size(up / clients)} up per client"
+    elif result.experiment["imposters"]["model"]:
+        how += " elsewhere, and given as a file"
     share = (
         "" if result.alike is None else f"; {percent(result.alike)} were too like their owner and left out"
     )
-    out.print(f"imposters: {source}, {how}{share}", soft_wrap=True)
+    out.print(f"imposters: {how}{share}", soft_wrap=True)
 
 
 def _guarantee(found: Guarantee) -> None:
