@@ -78,8 +78,8 @@ def losslessness(result: dict[str, Any]) -> str:
         spread = statistics.pstdev([row["unseen"] for row in clear]) if len(clear) > 1 else float("nan")
         given = "the same model to the bit" if same else "**different models**"
         lines.append(
-            f"- {method}: {', '.join(result['lossless'])} give {given} in every seed; its EER on unseen people "
-            f"is at most {100 * apart:.3f} points from that of float32 in clear (spread between seeds: "
+            f"- {method}: {', '.join(result['lossless'])} give {given} in every seed; its EER on unseen "
+            f"people is at most {100 * apart:.3f} points from that of float32 in clear (spread between seeds: "
             f"{100 * spread:.2f})"
         )
     return "\n".join(lines)
