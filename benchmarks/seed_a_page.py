@@ -79,7 +79,7 @@ def losslessness(result: dict[str, Any]) -> str:
         given = "the same model to the bit" if same else "**different models**"
         lines.append(
             f"- {method}: {', '.join(result['lossless'])} give {given} in every seed; its EER on unseen "
-            f"people is at most {100 * apart:.3f} points from that of float32 in clear (spread between seeds: "
+            f"people is at most {100 * apart:.3f} points from that of float32 in clear (between seeds: "
             f"{100 * spread:.2f})"
         )
     return "\n".join(lines)
