@@ -166,8 +166,9 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     model: file of a recogniser to start from instead.  epochs: on the public identities; 0 for a random
     start. The baseline takes as many as a client does in all rounds.  weight_decay, shift, dropout,
-    learning_rate, decay: as in `Training`.  scale, margin: of the head; 0 for the method's scale. The margin
-    is reached from 0 over the first `warmup` of the epochs.
+    learning_rate, decay: as in `Training`.  head: of the start; "auto" for the method's own, or cosface
+    where that is "auto", too.  scale, margin: of the head; 0 for the method's scale. The margin is reached
+    from 0 over the first `warmup` of the epochs.
     """
 
     model: str = ""
@@ -178,6 +179,7 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
     shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
     dropout: Share = 0.0
+    head: Literal["auto", "cosface", "arcface", "softmax", "sphereface2"] = "auto"
     scale: AtLeast0 = 0.0
     margin: AtLeast0 = 0.2
     warmup: Share = 0.3

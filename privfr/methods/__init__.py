@@ -44,7 +44,8 @@ def method_of(experiment: Experiment) -> FaceMethod:
 def pretraining_of(experiment: Experiment) -> Supervised:
     """Make the method that trains the start on the public identities, whose labels are public, too."""
     settings = experiment.method
-    head = "cosface" if experiment.imposters.source != "none" else _head(experiment)
+    asked = [head for head in (experiment.pretraining.head, settings.head) if head != "auto"]
+    head = asked[0] if asked else "cosface"
     return Supervised(**_network(experiment), head=head, scale=settings.scale, margin=settings.margin)
 
 
