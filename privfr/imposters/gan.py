@@ -231,12 +231,15 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential()
         for inner, outer in pairwise(widths):
             self.layers += nn.Sequential(nn.Conv2d(inner, outer, 4, 2, 1), nn.LeakyReLU(_SLOPE))
-        self.layers += nn.Sequential(nn.Flatten(), nn.Linear(4 * width * 16, 1, bias=False))
+        self.score = nn.Linear(4 * width * 16, 1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Judge pictures, float [n, 3, 64, 64]: float [n]."""
-        judged: Tensor = self.layers(self.augment(images))
-        return judged[:, 0]
+        seen = self.layers(self.augment(images)).flatten(1)
+        # In float32: what counts is the difference of two scores, which bfloat16's eight bits do not hold.
+        with torch.autocast(images.device.type, enabled=False):
+            scores: Tensor = self.score(seen.float())
+        return scores[:, 0]
 
 
 class _Pair(nn.Module):
@@ -309,7 +312,7 @@ class Gan:
         """Project the discriminator's layers on a spectral norm of at most 1."""
         assert isinstance(module, _Pair)
         with torch.no_grad():
-            for layer in module.discriminator.layers:
+            for layer in module.discriminator.modules():
                 if isinstance(layer, nn.Conv2d | nn.Linear):
                     layer.weight.div_(_spectral_norm(layer.weight).clamp(min=1))
 
