@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from privfr.errors import InputError
 from privfr.experiment import Training
 from privfr.faces.datasets import Faces
-from privfr.imposters.gan import Gan, Generator, _Augment, _moved
+from privfr.imposters.gan import Gan, Generator
 from privfr.privacy.example import ExampleLevel, _clipped_sum, _gradients_apart, fit_private
-from privfr.stepping import drawing
 from privfr.trainer import Learner, fit, layout_of, shared_vector
 
 TINY = Gan(width=4, latent=8)
@@ -70,7 +69,7 @@ def test_each_network_gets_the_gradient_of_its_own_loss() -> None:
         wanted = torch.autograd.grad(loss.mean(), list(getattr(module, name).parameters()), retain_graph=True)
         assert any(gradient.abs().max() > 1e-4 for gradient in wanted)
         for one, other in zip(at_once[name], wanted, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()) + 1e-9)
 
 
 def test_a_discriminator_that_is_sure_still_teaches() -> None:
@@ -80,7 +79,7 @@ def test_a_discriminator_that_is_sure_still_teaches() -> None:
     with torch.no_grad():  # until the surest margin is 20 one way or the other
         made = module.generator(module.latents(5, images.device))
         margin = module.discriminator(images) - module.discriminator(made)
-        module.discriminator.layers[-1].weight.mul_(20 / margin[margin.abs().argmax()])
+        module.discriminator.score.weight.mul_(20 / margin[margin.abs().argmax()])
     loss = TINY.loss(module, images, torch.zeros(5))
     sure = loss.detach() < 1e-8
     assert sure.any()
@@ -132,19 +131,19 @@ def test_after_each_step_no_layer_of_the_discriminator_stretches() -> None:
     module = built()
 
     def stretches() -> list[float]:
-        layers = [layer for layer in module.discriminator.layers if hasattr(layer, "weight")]
+        layers = [layer for layer in module.discriminator.modules() if hasattr(layer, "weight")]
         return [float(torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]) for layer in layers]
 
     assert len(stretches()) == 5
     fit(module, TINY, pictures(12), STILL, lambda done: 0.02, stream())
-    assert max(stretches()) <= 1 + 1e-5
+    assert max(stretches()) <= 2 + 1e-5
     with torch.no_grad():
         module.discriminator.layers[0].weight.mul_(0.5)
-        module.discriminator.layers[2].weight.mul_(3)
+        module.discriminator.layers[2].weight.mul_(6)
     before = stretches()
     TINY.stepped(module)
-    assert stretches()[0] == before[0] < 0.6
-    assert before[1] > 2 and stretches()[1] == pytest.approx(1, abs=1e-5)
+    assert stretches()[0] == before[0] < 1.1
+    assert before[1] > 2.5 and stretches()[1] == pytest.approx(2, abs=1e-5)
 
 
 def test_the_same_seed_gives_the_same_training_and_leaves_global_randomness_alone() -> None:
@@ -180,7 +179,7 @@ def test_it_learns_what_pictures_look_like() -> None:
 
 
 def test_gradients_stay_apart_to_the_bit_in_any_company() -> None:
-    """With latents and augmentation switched off, what a picture adds is the same whoever is beside it."""
+    """With the same latent vector beside each, what a picture adds is the same whoever is beside it."""
     faces, module = pictures(11), bare()
     targets = np.zeros(11, np.int64)
 
@@ -205,7 +204,7 @@ class Same(nn.Module):
 def bare() -> nn.Module:
     """A module in training whose pictures meet no chance."""
     module = built().train()
-    module.latents, module.discriminator.augment = Same(), nn.Identity()
+    module.latents = Same()
     return module
 
 
@@ -231,57 +230,6 @@ def test_it_trains_with_noise() -> None:
 
 def gradients_free(module: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
-
-
-# Augmentation
-
-
-def test_outside_of_training_pictures_are_judged_as_they_are() -> None:
-    images, layer = noise(), _Augment()
-    assert torch.equal(layer(images), images)
-    with drawing(layer, 0.0, stream()):
-        changed = layer(images)
-    assert changed.shape == images.shape and not torch.equal(changed, images)
-    assert torch.equal(layer(images), images)
-
-
-@pytest.mark.parametrize("place", range(4))
-def test_a_picture_is_changed_by_its_own_chances_alone(place: int) -> None:
-    images, other = noise(4), noise(4)
-    other[place] = 0.3
-    layer = _Augment()
-    with drawing(layer, 0.0, stream(5)):
-        one = layer(images)
-    with drawing(layer, 0.0, stream(5)):
-        two = layer(other)
-    assert [i for i in range(4) if not torch.equal(one[i], two[i])] == [place]
-
-
-def test_moving_is_by_whole_pixels_up_to_an_eighth_with_a_hole_of_half_the_side() -> None:
-    image = torch.rand(1, 3, 64, 64, generator=stream()) + 1
-    gone = torch.tensor([0.0])  # a hole around the upper left corner: a quarter of the side reaches in
-    for chance, by in ((0.0, -8), (0.5, 0), (0.999, 8)):
-        moved = _moved(image, torch.tensor([chance]), torch.tensor([0.5]), gone, gone)[0]
-        wanted = torch.zeros(3, 64, 64)
-        wanted[:, max(0, -by) : 64 - max(0, by)] = image[0, :, max(0, by) : 64 - max(0, -by)]
-        wanted[:, :16, :16] = 0
-        torch.testing.assert_close(moved, wanted)
-    middle = torch.tensor([0.5])
-    holed = _moved(image, middle, middle, middle, middle)[0] == 0
-    assert holed[:, 16:48, 16:48].all() and int(holed.sum()) == 3 * 32 * 32
-
-
-def test_augmentation_has_a_gradient() -> None:
-    images, layer = noise().requires_grad_(), _Augment()
-    with drawing(layer, 0.0, stream()):
-        assert torch.autograd.gradcheck(
-            lambda x: drawn(layer, x), (images.double()[:1, :, ::8, ::8].detach().requires_grad_(),)
-        )
-
-
-def drawn(layer: _Augment, images: Tensor) -> Tensor:
-    with drawing(layer, 0.0, stream()):
-        return layer(images)  # type: ignore[no-any-return]
 
 
 # Pictures and files
