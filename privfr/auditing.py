@@ -78,7 +78,10 @@ class RunAudit:
         untrained = Recogniser.new(
             experiment.model.backbone, wanted.size, experiment.model.dim, experiment.seed
         )
-        judge, judged_by = untrained, "an untrained network, which tells people apart poorly: give --model"
+        judge, judged_by = (
+            untrained,
+            "an untrained network, which tells people apart poorly; better give --model",
+        )
         blind = untrained
         if path := model or experiment.pretraining.model:
             judge = blind = Recogniser.load(path)
@@ -86,6 +89,11 @@ class RunAudit:
         elif (pretrained := directory.model("pretrained")).exists():
             judge, judged_by = Recogniser.load(pretrained), "the run's pretrained model"
             blind = untrained if experiment.imposters.source == "public" else judge
+        elif (federated := directory.model("federated")).exists():
+            judge = Recogniser.load(federated)
+            judged_by = (
+                "the run's own model, which has learnt to tell imposters from people; better give --model"
+            )
         return cls(experiment, parts, faces, generators, judge, judged_by, blind)
 
     @property

@@ -112,7 +112,7 @@ def copies(made: Pictures, training: Faces, heldout: Faces, embed: Embed, rng: n
 class _Crowd:
     """Pictures of people of both kinds, person by person, those with few pictures first.
 
-    counts: int64 [people], pictures of each.  learnt: bool [people], whether a generator has learnt from them.
+    counts: int64 [people], pictures of each.  learnt: bool [people], by the generator.
     """
 
     pictures: Pictures
