@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from privfr.auditing import RunAudit as RunAudit
     from privfr.backends import BACKENDS as BACKENDS
     from privfr.backends import backend as backend
     from privfr.directory import RunDirectory as RunDirectory
@@ -32,20 +33,27 @@ if TYPE_CHECKING:
     from privfr.faces.recogniser import Recogniser as Recogniser
     from privfr.faces.sources import load_faces as load_faces
     from privfr.faces.verification import read_pairs as read_pairs
+    from privfr.imposters.audit import Audit as Audit
+    from privfr.imposters.audit import audit as audit
+    from privfr.imposters.gan import Generator as Generator
     from privfr.report import Report as Report
     from privfr.runs import resume as resume
     from privfr.runs import run as run
 
 _HOME = {
+    "Audit": "privfr.imposters.audit",
     "BACKENDS": "privfr.backends",
     "Evaluation": "privfr.evaluation",
     "Experiment": "privfr.experiment",
     "Faces": "privfr.faces.datasets",
+    "Generator": "privfr.imposters.gan",
     "InputError": "privfr.errors",
     "PrivfrError": "privfr.errors",
     "Recogniser": "privfr.faces.recogniser",
     "Report": "privfr.report",
+    "RunAudit": "privfr.auditing",
     "RunDirectory": "privfr.directory",
+    "audit": "privfr.imposters.audit",
     "backend": "privfr.backends",
     "evaluate_on": "privfr.evaluation",
     "load_experiment": "privfr.experiment",

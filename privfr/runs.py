@@ -90,13 +90,21 @@ _RECIPE = (
 )  # what pretraining sets for itself
 
 
-def run(experiment: Experiment, directory: str | Path, observe: Observer = lambda event: None) -> Report:
+def run(
+    experiment: Experiment,
+    directory: str | Path,
+    observe: Observer = lambda event: None,
+    *,
+    imposters_only: bool = False,
+) -> Report:
     """Run an experiment in a new directory; gives the report that also lies there as report.json.
 
+    imposters_only: stop when the generator of imposters is trained; `resume` goes on from there.
     Raises `InputError` for data or settings that cannot be used, and for a directory already in use.
     """
     place, experiment = RunDirectory(directory), resolved(experiment)
     check(experiment)
+    _check_trained(experiment, imposters_only)
     place.claim()
     faces = _load(experiment, observe)
     parts = _split(faces, experiment)
@@ -105,13 +113,15 @@ def run(experiment: Experiment, directory: str | Path, observe: Observer = lambd
         check_pictures(experiment, faces, parts)
     new = _Run(experiment, place, faces, parts, observe)
     place.begin(experiment, parts, new.report)
-    return new.execute()
+    return new.execute(imposters_only)
 
 
-def resume(directory: str | Path, observe: Observer = lambda event: None) -> Report:
+def resume(
+    directory: str | Path, observe: Observer = lambda event: None, *, imposters_only: bool = False
+) -> Report:
     """Go on with an interrupted run; its models are those of a run that was not interrupted, to the bit.
 
-    Raises `InputError` where the directory holds no run.
+    imposters_only: as of `run`. Raises `InputError` where the directory holds no run.
     """
     place = RunDirectory(directory)
     report = place.report()
@@ -119,6 +129,7 @@ def resume(directory: str | Path, observe: Observer = lambda event: None) -> Rep
     if report.finished:
         return report
     experiment = place.experiment()
+    _check_trained(experiment, imposters_only)
     if experiment.digest() != msgspec.convert(report.experiment, Experiment).digest():
         raise InputError(
             f"{place.root / 'experiment.toml'}: not the experiment that report.json was begun with, which "
@@ -127,7 +138,16 @@ def resume(directory: str | Path, observe: Observer = lambda event: None) -> Rep
     faces = _load(experiment, observe)
     old = _Run(experiment, place, faces, place.split(), observe)
     old.report = report
-    return old.execute()
+    return old.execute(imposters_only)
+
+
+def _check_trained(experiment: Experiment, imposters_only: bool) -> None:
+    """Refuse to stop after a generator that is not trained."""
+    if imposters_only and not experiment.imposters.trained:
+        raise InputError(
+            f'imposters.source: "{experiment.imposters.source}" trains no generator here; take federated, '
+            "public or device, and give no imposters.model"
+        )
 
 
 def _load(experiment: Experiment, observe: Observer) -> Faces:
@@ -185,16 +205,17 @@ class _Run:
         self._stop = False
         self.report = self._blank_report()
 
-    def execute(self) -> Report:
+    def execute(self, imposters_only: bool) -> Report:
         """Go through the stages that the report does not yet have."""
         before, started = self.report.seconds, time.perf_counter()
         baselines = {"individual": self._individual, "centralised": self._centralised}
         wanted = [baselines[name] for name in self.experiment.baselines]
-        for stage in (self._untrained, self._pretrain, self._generate, self._federate, *wanted):
+        every = (self._untrained, self._pretrain, self._generate, self._federate, *wanted)
+        for stage in (self._generate,) if imposters_only else every:
             stage()
             self.report.seconds = before + time.perf_counter() - started
             self.place.commit(self.report)
-        self.report.finished = True
+        self.report.finished = not imposters_only
         self.place.commit(self.report)
         return self.report
 

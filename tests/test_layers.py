@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "vector", "faces", "methods", "trainer"},
     "evaluation": {"errors", "storage", "faces"},
     "report": {"errors", "storage", "experiment", "faces", "federation", "privacy"},
+    "auditing": {"errors", "directory", "experiment", "faces", "imposters"},
     "plan": {
         "errors",
         "averaging",

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from privfr_cli import data, embed, evaluate, info, run, verify
+from privfr_cli import data, embed, evaluate, imposters, info, run, verify
 
 app = typer.Typer(
     name="privfr",
@@ -21,6 +21,7 @@ app.command("evaluate")(evaluate.command)
 app.command("verify")(verify.command)
 app.command("embed")(embed.command)
 app.add_typer(data.app, name="data")
+app.add_typer(imposters.app, name="imposters")
 app.command("info")(info.command)
 
 # What the command line's own parser raises: click's ClickException, which newer typer carries within itself.

@@ -341,3 +341,15 @@ def _row(label: str, found: Evaluation, listed: bool) -> list[str]:
     if listed:
         cells[1:1] = [f"{100 * (found.accuracy or 0):.2f} %", bounds("accuracy")]
     return cells + [percent(value) for value in found.tar_at_far.values()]
+
+
+def generated(result: Report, directory: str) -> None:
+    """Show what the training of a generator came to."""
+    _imposters(result)
+    out.print(f"server learns: {result.server_learns}. {result.trust}", soft_wrap=True)
+    for level in result.privacy:
+        _guarantee(level)
+    if result.stopped:
+        out.print(f"stopped early: {result.stopped}", soft_wrap=True)
+    out.print(f"\nlook at it: privfr imposters sample {directory} --out sheet.png", soft_wrap=True)
+    out.print(f"train the model: privfr run --resume {directory}", soft_wrap=True)

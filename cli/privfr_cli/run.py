@@ -103,15 +103,16 @@ def command(
         "privacy.delta": delta, "engine.workers": workers,
         "engine.losses": losses, "seed": seed, "baselines": baseline or None,
     }  # fmt: skip
-    changes = {key: value for key, value in flags.items() if value is not None} | _settings(set_ or [])
-    report, directory = _run(config, out, resume, changes)
+    changes = {key: value for key, value in flags.items() if value is not None} | settings(set_ or [])
+    report, directory = launch(config, out, resume, changes)
     if json:
         render.json(report)
         return
     render.report(report, str(directory))
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
+def settings(pairs: list[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs. Raises `InputError` for what is none."""
     from privfr.errors import InputError
     from privfr.experiment import parse_value
 
@@ -124,15 +125,23 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _run(
-    config: Path | None, out: Path | None, resume: Path | None, changes: dict[str, Any]
+def launch(
+    config: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    changes: dict[str, Any],
+    *,
+    imposters_only: bool = False,
 ) -> tuple[Any, Path]:
+    """Begin or resume a run, showing its progress; gives its report and its directory."""
     from privfr.errors import InputError
     from privfr.experiment import load_experiment
 
     if resume and (config or out or changes):
         raise InputError("--resume: goes on with the run's own experiment and takes no other flag")
     experiment = None if resume else load_experiment(config, changes)
+    if experiment and imposters_only and experiment.imposters.source == "none":
+        experiment = load_experiment(config, changes | {"imposters.source": "federated"})
     directory = resume or out or _free()
 
     import privfr
@@ -140,12 +149,13 @@ def _run(
     try:
         with render.Watch() as watch:
             if experiment is None:
-                return privfr.resume(directory, watch), directory
-            return privfr.run(experiment, directory, watch), directory
+                return privfr.resume(directory, watch, imposters_only=imposters_only), directory
+            return privfr.run(experiment, directory, watch, imposters_only=imposters_only), directory
     except KeyboardInterrupt:
         begun = (directory / "report.json").exists()
+        command = "imposters train" if imposters_only else "run"
         render.note(
-            f"\ninterrupted; go on with: privfr run --resume {directory}" if begun else "\ninterrupted"
+            f"\ninterrupted; go on with: privfr {command} --resume {directory}" if begun else "\ninterrupted"
         )
         raise typer.Exit(130) from None
 
