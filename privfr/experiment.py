@@ -80,8 +80,10 @@ Trainable = Literal["all", "last", "adapter", "norms"]
 class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is learnt from a client's faces. name: "supervised" or "unsupervised".
 
-    Of the supervised method: head, "auto" for cosface, or sphereface2 with imposters.  restart: give the head
-    new class means at the start of every round instead of keeping it.
+    Of the supervised method: head, scale, margin of the loss.  nobody: cosine above which a face is one of
+    the client's people, a class of its own beside them; 0 for none, or for 0.35 where a client has one person
+    or imposters, which need it (sphereface2 does not).  restart: give the head new class means at the start
+    of every round instead of keeping it.
 
     Of the unsupervised one: variant of the loss.  neighbours: similar pictures, and dissimilar ones, that a
     picture is compared with.  similar, dissimilar: cosines above and below which they are; where too few are,
@@ -94,9 +96,10 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     name: str = "supervised"
-    head: Literal["auto", "cosface", "arcface", "softmax", "sphereface2"] = "auto"
+    head: Literal["cosface", "arcface", "softmax", "sphereface2"] = "cosface"
     scale: Above0 = 30.0
     margin: AtLeast0 = 0.35
+    nobody: Share = 0.0
     restart: bool = False
     variant: Literal["siamese", "autoencoder", "contrastive"] = "contrastive"
     neighbours: Positive = 2
@@ -166,9 +169,8 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     model: file of a recogniser to start from instead.  epochs: on the public identities; 0 for a random
     start. The baseline takes as many as a client does in all rounds.  weight_decay, shift, dropout,
-    learning_rate, decay: as in `Training`.  head: of the start; "auto" for the method's own, or cosface
-    where that is "auto", too.  scale, margin: of the head; 0 for the method's scale. The margin is reached
-    from 0 over the first `warmup` of the epochs.
+    learning_rate, decay: as in `Training`.  scale, margin: of the head; 0 for the method's scale. The margin
+    is reached from 0 over the first `warmup` of the epochs.
     """
 
     model: str = ""
@@ -179,7 +181,6 @@ class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
     shift: Annotated[int, msgspec.Meta(ge=0, le=16)] = 0
     dropout: Share = 0.0
-    head: Literal["auto", "cosface", "arcface", "softmax", "sphereface2"] = "auto"
     scale: AtLeast0 = 0.0
     margin: AtLeast0 = 0.2
     warmup: Share = 0.3

@@ -196,16 +196,9 @@ def check(experiment: Experiment) -> None:
         raise InputError(f"engine.phases: no message of kind {min(unknown)!r} here; choose from {known}")
 
 
-_OPEN_HEADS = ("auto", "sphereface2")
-
-
 def _check_imposters(experiment: Experiment) -> None:
     """Refuse imposters that cannot be had, and those that would go round a promise of privacy."""
-    wanted, privacy, head = experiment.imposters, experiment.privacy, experiment.method.head
-    if wanted.source != "none" and experiment.method.name == "supervised" and head not in _OPEN_HEADS:
-        raise InputError(
-            f"method.head: {head} knows no face that is none of its people; with imposters take sphereface2"
-        )
+    wanted, privacy = experiment.imposters, experiment.privacy
     if wanted.source == "public" and wanted.trained and not experiment.data.public:
         raise InputError("imposters.source: public needs public identities; set data.public above 0")
     if wanted.source == "real" and privacy.level != "none":

@@ -26,10 +26,12 @@ class Head(nn.Module):
 
     weight: float32 [classes, dim], one row per identity, normalised when used.
     scale: what cosines are multiplied by before the softmax or sigmoid.  margin: how much harder than
-    needed the true class is made.  Raises InputError on settings outside the stated ranges.
+    needed the true class is made.  nobody: cosine above which a face is one of these people, so that one that
+    is not can be told so; 0 for a head that knows only its people (SphereFace2 needs none).  Raises InputError on settings outside the stated ranges.
     """
 
     weight: nn.Parameter
+    nobody = 0.0
 
     def __init__(
         self, classes: int, dim: int, scale: float, margin: float, generator: torch.Generator
@@ -71,9 +73,25 @@ class Head(nn.Module):
         self.weight.copy_(F.normalize(means))
 
 
-def _cross_entropy(cosines: Tensor, target: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """Softmax loss of scaled cosines [n, classes] with the true class's one replaced by `target` [n, 1]."""
-    return F.cross_entropy(scale * cosines.scatter(1, labels[:, None], target), labels, reduction="none")
+def _cross_entropy(head: Head, cosines: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    """Softmax loss of scaled cosines [n, classes] with the true class's one replaced by `target` [n, 1].
+
+    A head that knows nobody has one more class, of a fixed cosine; a face of label `NOBODY` belongs to that.
+    """
+    if not head.nobody:
+        logits = head.scale * cosines.scatter(1, labels[:, None], target)
+        return F.cross_entropy(logits, labels, reduction="none")
+    # One column more for all, so that the label of nobody has a place, too.
+    fixed = torch.full_like(cosines[:, :1], head.nobody)
+    classes = torch.where(labels == NOBODY, cosines.shape[1], labels)
+    aims = torch.where(labels[:, None] == NOBODY, head.nobody, target)
+    logits = head.scale * torch.cat([cosines, fixed], 1).scatter(1, classes[:, None], aims)
+    return F.cross_entropy(logits, classes, reduction="none")
+
+
+def _true(cosines: Tensor, labels: Tensor) -> Tensor:
+    """Cosine with the true class [n, 1]; of nobody's, one that does not count."""
+    return cosines.gather(1, labels.clamp(min=0)[:, None])
 
 
 def _check_margin(name: str, margin: float, below: float) -> None:
@@ -89,7 +107,8 @@ class Softmax(Head):
 
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example: float [n]."""
-        return F.cross_entropy(self.scale * self.cosines(embedding), labels, reduction="none")
+        cosines = self.cosines(embedding)
+        return _cross_entropy(self, cosines, _true(cosines, labels), labels)
 
 
 class CosFace(Head):
@@ -110,7 +129,7 @@ class CosFace(Head):
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example: float [n]."""
         cosines = self.cosines(embedding)
-        return _cross_entropy(cosines, cosines.gather(1, labels[:, None]) - self.margin, labels, self.scale)
+        return _cross_entropy(self, cosines, _true(cosines, labels) - self.margin, labels)
 
 
 class ArcFace(Head):
@@ -129,8 +148,7 @@ class ArcFace(Head):
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example: float [n]."""
         cosines = self.cosines(embedding)
-        target = self._add_angle(cosines.gather(1, labels[:, None]))
-        return _cross_entropy(cosines, target, labels, self.scale)
+        return _cross_entropy(self, cosines, self._add_angle(_true(cosines, labels)), labels)
 
     def _add_angle(self, cosine: Tensor) -> Tensor:
         # cos(a + m) by the addition theorem: no arccos, whose slope is infinite at both ends. So is the

@@ -16,6 +16,8 @@ __all__ = ["METHODS", "FaceMethod", "method_of", "pretraining_of"]
 FaceMethod = Supervised | Unsupervised
 METHODS: dict[str, type[FaceMethod]] = {"supervised": Supervised, "unsupervised": Unsupervised}
 
+_NOBODY = 0.35  # about what a picture has to its own class mean and hardly one to another's
+
 
 def method_of(experiment: Experiment) -> FaceMethod:
     """Make the method an experiment names. Raises `InputError` for an unknown name."""
@@ -36,17 +38,17 @@ def method_of(experiment: Experiment) -> FaceMethod:
             augmentation=settings.augmentation,
         )  # fmt: skip
     return Supervised(
-        **_network(experiment), **part, head=_head(experiment), scale=settings.scale, margin=settings.margin,
-        restart=settings.restart,
+        **_network(experiment), **part, head=settings.head, scale=settings.scale, margin=settings.margin,
+        nobody=_nobody(experiment), restart=settings.restart,
     )  # fmt: skip
 
 
 def pretraining_of(experiment: Experiment) -> Supervised:
     """Make the method that trains the start on the public identities, whose labels are public, too."""
     settings = experiment.method
-    asked = [head for head in (experiment.pretraining.head, settings.head) if head != "auto"]
-    head = asked[0] if asked else "cosface"
-    return Supervised(**_network(experiment), head=head, scale=settings.scale, margin=settings.margin)
+    return Supervised(
+        **_network(experiment), head=settings.head, scale=settings.scale, margin=settings.margin
+    )
 
 
 def _network(experiment: Experiment) -> dict[str, Any]:
@@ -55,8 +57,7 @@ def _network(experiment: Experiment) -> dict[str, Any]:
     return {"backbone": model.backbone, "size": experiment.data.size, "dim": dim}
 
 
-def _head(experiment: Experiment) -> str:
-    """Name the head: with imposters one that knows of faces which are none of its people."""
-    if experiment.method.head != "auto":
-        return experiment.method.head
-    return "cosface" if experiment.imposters.source == "none" else "sphereface2"
+def _nobody(experiment: Experiment) -> float:
+    """Cosine of the class "nobody" that a head has beside a client's people."""
+    needed = experiment.imposters.source != "none" or experiment.data.scheme == "one"
+    return experiment.method.nobody or (_NOBODY if needed else 0.0)

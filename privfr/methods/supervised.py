@@ -25,13 +25,14 @@ __all__ = ["Supervised"]
 class Supervised(PartTrained, Labelled):
     """Margin softmax or one-vs-all over the client's own identities.
 
-    head, scale, margin: of the head, as `privfr.faces.heads.head` takes them.  restart: new class means every
+    head, scale, margin, nobody: of the head, as `privfr.faces.heads` has them.  restart: new class means every
     round.
     """
 
     head: str
     scale: float
     margin: float
+    nobody: float = 0.0
     restart: bool = False
 
     name: ClassVar[str] = "supervised"
@@ -42,7 +43,9 @@ class Supervised(PartTrained, Labelled):
         """Make a `FaceModel` with one head row per class. Raises `InputError` as `network`."""
         settings = {"scale": self.scale} | ({} if self.head == "softmax" else {"margin": self.margin})
         network, adapter = self.network(seed)
-        return FaceModel(network, head(self.head, classes, self.dim, seed=seed, **settings), adapter)
+        found = head(self.head, classes, self.dim, seed=seed, **settings)
+        found.nobody = self.nobody
+        return FaceModel(network, found, adapter)
 
     def start(self, module: nn.Module, faces: Faces, fresh: bool) -> None:
         """Put the head's rows at the class means, the first time or every time."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 
-from privfr.errors import InputError
 from privfr.faces.datasets import Faces
 from privfr.faces.recogniser import Recogniser
 from privfr.faces.sources import load_faces
-from privfr.imposters.audit import Audit, audit, frechet
-from privfr.imposters.copies import ALPHA, copies
+from privfr.imposters.audit import Audit, audit
 
 Pictures = NDArray[np.uint8]
 COUNT = 200
@@ -51,7 +47,9 @@ def drawn(faces: Faces, count: int = COUNT, seed: int = 0) -> Pictures:
 def blurred(pictures: Pictures) -> Pictures:
     """As a young generator's: nearer to everything than sharp ones."""
     planes = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
-    soft = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(planes, 8), (64, 64), mode="bilinear")
+    soft = torch.nn.functional.interpolate(
+        torch.nn.functional.avg_pool2d(planes, 8), (64, 64), mode="bilinear"
+    )
     return soft.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
