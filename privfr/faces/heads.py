@@ -27,7 +27,8 @@ class Head(nn.Module):
     weight: float32 [classes, dim], one row per identity, normalised when used.
     scale: what cosines are multiplied by before the softmax or sigmoid.  margin: how much harder than
     needed the true class is made.  nobody: cosine above which a face is one of these people, so that one that
-    is not can be told so; 0 for a head that knows only its people (SphereFace2 needs none).  Raises InputError on settings outside the stated ranges.
+    is not can be told so; 0 for a head that knows only its people (SphereFace2 does without).
+    Raises InputError on settings outside the stated ranges.
     """
 
     weight: nn.Parameter

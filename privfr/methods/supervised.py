@@ -25,8 +25,8 @@ __all__ = ["Supervised"]
 class Supervised(PartTrained, Labelled):
     """Margin softmax or one-vs-all over the client's own identities.
 
-    head, scale, margin, nobody: of the head, as `privfr.faces.heads` has them.  restart: new class means every
-    round.
+    head, scale, margin, nobody: of the head, as `privfr.faces.heads` has them.  restart: new class means
+    every round.
     """
 
     head: str
