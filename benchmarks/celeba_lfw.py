@@ -65,12 +65,17 @@ def train(seed: int, config: Path, data: Path, place: Path) -> Path:
     return made(place, changes, config)
 
 
-def made(place: Path, changes: dict[str, Any], config: Path = HERE / "celeba_lfw.toml") -> Path:
+def made(
+    place: Path,
+    changes: dict[str, Any],
+    config: Path = HERE / "celeba_lfw.toml",
+    faces: Faces | None = None,
+) -> Path:
     """Make the run of an experiment with these changes, or finish it where it has been begun."""
     if (place / "report.json").exists():
-        privfr.resume(place, say)
+        privfr.resume(place, say, faces)
     else:
-        privfr.run(privfr.load_experiment(config, changes), place, say)
+        privfr.run(privfr.load_experiment(config, changes), place, say, faces)
     return place
 
 

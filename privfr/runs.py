@@ -94,19 +94,21 @@ def run(
     experiment: Experiment,
     directory: str | Path,
     observe: Observer = lambda event: None,
+    faces: Faces | None = None,
     *,
     imposters_only: bool = False,
 ) -> Report:
     """Run an experiment in a new directory; gives the report that also lies there as report.json.
 
-    imposters_only: stop when the generator of imposters is trained; `resume` goes on from there.
+    faces: those of `data.source`, where they are loaded already.  imposters_only: stop when the generator of
+    imposters is trained; `resume` goes on from there.
     Raises `InputError` for data or settings that cannot be used, and for a directory already in use.
     """
     place, experiment = RunDirectory(directory), resolved(experiment)
     check(experiment)
     _check_trained(experiment, imposters_only)
     place.claim()
-    faces = _load(experiment, observe)
+    faces = faces or _load(experiment, observe)
     parts = _split(faces, experiment)
     experiment = weighed(experiment, faces, parts)
     if experiment.privacy.example:
@@ -117,11 +119,15 @@ def run(
 
 
 def resume(
-    directory: str | Path, observe: Observer = lambda event: None, *, imposters_only: bool = False
+    directory: str | Path,
+    observe: Observer = lambda event: None,
+    faces: Faces | None = None,
+    *,
+    imposters_only: bool = False,
 ) -> Report:
     """Go on with an interrupted run; its models are those of a run that was not interrupted, to the bit.
 
-    imposters_only: as of `run`. Raises `InputError` where the directory holds no run.
+    faces, imposters_only: as of `run`. Raises `InputError` where the directory holds no run.
     """
     place = RunDirectory(directory)
     report = place.report()
@@ -135,7 +141,7 @@ def resume(
             f"{place.root / 'experiment.toml'}: not the experiment that report.json was begun with, which "
             "says what is promised; put it back, or start a new run"
         )
-    faces = _load(experiment, observe)
+    faces = faces or _load(experiment, observe)
     old = _Run(experiment, place, faces, place.split(), observe)
     old.report = report
     return old.execute(imposters_only)
