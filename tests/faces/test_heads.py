@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from privfr.errors import InputError
-from privfr.faces.heads import HEADS, ArcFace, Head, head
+from privfr.faces.heads import HEADS, NOBODY, ArcFace, Head, head
 
 ANGLES = range(0, 180)
 OTHERS = (40.0, 95.0, 150.0)  # where the wrong classes sit, in degrees from the embedding
@@ -216,3 +216,28 @@ def test_bad_settings_are_named(name: str, settings: dict[str, float], message: 
 def test_a_head_needs_a_class() -> None:
     with pytest.raises(InputError, match="at least 1 class"):
         head("cosface", 0, 8)
+
+
+@pytest.mark.parametrize("name", ["softmax", "cosface", "arcface"])
+def test_nobody_is_one_more_class_of_a_fixed_cosine(name: str) -> None:
+    made, embedding = placed(name, 40.0, torch.float64)
+    plain = made(embedding, torch.tensor([0]))
+    made.nobody = 0.3
+    own, none = made(embedding, torch.tensor([0])), made(embedding, torch.tensor([NOBODY]))
+    logits = [30 * math.cos(math.radians(o)) for o in (40.0, *OTHERS)]
+    total = sum(math.exp(x - 9.0) for x in logits)
+    assert none.item() == pytest.approx(math.log(1 + total), rel=1e-6), "no margin against nobody"
+    target = math.log(1 / (1 - math.exp(-own.item())) - 1)  # nobody and the others against the true one
+    without = math.log(1 / (1 - math.exp(-plain.item())) - 1)
+    assert own.item() > plain.item() and target < without
+    both = made(embedding.repeat(2, 1), torch.tensor([NOBODY, 0]))
+    assert both.tolist() == pytest.approx([none.item(), own.item()])
+
+
+def test_one_person_learns_with_nobody_and_not_without() -> None:
+    made = head("cosface", 1, 4)
+    embedding = torch.tensor([[1.0, 2.0, 0.5, -1.0]], requires_grad=True)
+    assert made(embedding, torch.tensor([0])).item() == 0.0
+    made.nobody = 0.35
+    made(embedding, torch.tensor([0])).sum().backward()
+    assert embedding.grad is not None and embedding.grad.abs().sum() > 0
