@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 import privfr
+from benchmarks import imposters
 from benchmarks.celeba_lfw import HERE, SAMPLES, made
 from benchmarks.seed_a_page import PAGE, PICTURE, draw, page
 from privfr.evaluation import listed_trials
@@ -48,16 +49,16 @@ AGGREGATORS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 LOSSLESS = ("server in clear, integers", "masking", "ckks")
+ALBUMS: dict[str, Any] = {
+    "data.scheme": "many", "data.per_client": 12, "pretraining.epochs": 0, "federation.rounds": 15,
+    "federation.momentum": 0.8, "training.batch": 32, "training.epochs": 1, "training.learning_rate": 2e-3,
+}  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
-    "supervised": {"method.name": "supervised", "data.scheme": "one"},
-    "unsupervised": {"method.name": "unsupervised", "data.scheme": "many", "data.per_client": 12},
+    "supervised": {"imposters.source": "federated", "pretraining.epochs": 0},
+    "unsupervised": ALBUMS | {"method.name": "unsupervised"},
 }
-# Of the supervised method, on the albums that the unsupervised one has: what labels are worth.
-LABELLED = {"method.name": "supervised", "data.scheme": "many", "data.per_client": 12}
-BUDGET = {
-    "supervised": {"federation.rounds": 15, "training.learning_rate": 5e-4, "federation.momentum": 0.0},
-    "unsupervised": {"federation.rounds": 15, "training.learning_rate": 2e-3},
-}
+# What labels are worth: the supervised method on the albums that the unsupervised one has.
+LABELLED = ALBUMS | {"method.restart": False}
 
 
 def main() -> None:
@@ -67,15 +68,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=Path("runs/seed_a"))
+    parser.add_argument("--start", type=Path, default=Path("runs/imposters"), help="its runs")
     parser.add_argument("--only", default="0/1", help="the I-th of N processes")
     wanted = parser.parse_args()
     mine, processes = (int(part) for part in wanted.only.split("/"))
+    faces = privfr.load_faces(str(wanted.data / "celeba112"), (64, 64), min_images=12)
     for number, seed in enumerate(wanted.seeds):
         if number % processes == mine:
-            train(seed, wanted.data, wanted.out)
+            train(seed, wanted.data, wanted.out, wanted.start, faces)
     if processes > 1:
         return
-    result = measured(wanted.seeds, wanted.data, wanted.out)
+    result = measured(wanted.seeds, wanted.data, wanted.out, faces)
     (wanted.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     PAGE.write_text(page(result))
     draw(result, PAGE.with_name(PICTURE))
@@ -87,29 +90,24 @@ def place_of(out: Path, seed: int, method: str, aggregator: str) -> Path:
     return out / f"seed-{seed}" / f"{method}-{aggregator.replace(', ', '-').replace(' ', '-')}"
 
 
-def train(seed: int, data: Path, out: Path) -> None:
-    """Make or finish the runs of one seed: the start and the generator first, which the others share."""
-    shared = {"seed": seed, "data.source": str(data / "celeba112")}
-    start = made(
-        out / f"seed-{seed}" / "start",
-        shared | METHODS["supervised"] | BUDGET["supervised"]
-        | {"pretraining.epochs": 12, "imposters.source": "federated", "federation.backend": "masking"},
-        CONFIG,
-    ) / "models"  # fmt: skip
+def train(seed: int, data: Path, out: Path, start: Path, faces: privfr.Faces) -> None:
+    """Make or finish the runs of one seed. Start and generator are those of benchmarks/imposters.py."""
+    source = str(data / "celeba112")
+    imposters.train(seed, start, source, faces)
+    models = start / f"seed-{seed}" / "federated" / "models"
+    shared = {"seed": seed, "data.source": source}
     given = {
-        "pretraining.model": str(start / "pretrained.safetensors"), "imposters.source": "federated",
-        "imposters.model": str(start / "generator.safetensors"),
-    }  # fmt: skip
+        "pretraining.model": str(models / "pretrained.safetensors"),
+        "imposters.model": str(models / "generator.safetensors"),
+    }
     for method, of_method in METHODS.items():
         for aggregator, of_aggregator in AGGREGATORS.items():
-            changes = shared | of_method | BUDGET[method] | of_aggregator
-            changes |= given if method == "supervised" else {}
-            made(place_of(out, seed, method, aggregator), changes, CONFIG)
-    made(place_of(out, seed, "labelled", "server in clear"),
-         shared | LABELLED | BUDGET["unsupervised"] | {"federation.backend": "plain"}, CONFIG)  # fmt: skip
+            changes = shared | of_method | of_aggregator | (given if method == "supervised" else {})
+            made(place_of(out, seed, method, aggregator), changes, CONFIG, faces)
+    made(place_of(out, seed, "labelled", "server in clear"), shared | LABELLED, CONFIG, faces)
 
 
-def measured(seeds: list[int], data: Path, out: Path) -> dict[str, Any]:
+def measured(seeds: list[int], data: Path, out: Path, faces: privfr.Faces) -> dict[str, Any]:
     """Judge every model."""
     pairs = privfr.read_pairs(data / "lfw112_protocol" / "pairs.txt")
     lfw = privfr.load_faces(str(data / "lfw112"), (64, 64))
@@ -122,7 +120,7 @@ def measured(seeds: list[int], data: Path, out: Path) -> dict[str, Any]:
                     | figures(place_of(out, seed, method, aggregator), lfw, pairs)
                 )
     labelled = [figures(place_of(out, seed, "labelled", "server in clear"), lfw, pairs) for seed in seeds]
-    references = [reference(place_of(out, seed, "unsupervised", "server in clear"), data) for seed in seeds]
+    references = [reference(place_of(out, seed, "unsupervised", "server in clear"), faces) for seed in seeds]
     first = privfr.Report.load(place_of(out, seeds[0], "supervised", "server in clear") / "report.json")
     return {
         "seeds": seeds, "rows": rows, "labelled": labelled, "references": references,
@@ -160,10 +158,9 @@ def figures(place: Path, lfw: privfr.Faces, pairs: Pairs) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def reference(place: Path, data: Path) -> dict[str, float]:
+def reference(place: Path, faces: privfr.Faces) -> dict[str, float]:
     """Equal error rates on unseen people of a network that knows nothing, and of pixels as they are."""
     run = privfr.RunDirectory(place)
-    faces = privfr.load_faces(str(data / "celeba112"), (64, 64), min_images=12)
     test = run.split().test_faces(faces)
     pixels = test.images.reshape(len(test), -1).astype(np.float32) - 127.5
     untrained = run.report().untrained
