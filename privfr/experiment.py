@@ -119,7 +119,7 @@ class Imposters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     each client's own, of its own pictures; "real", no generator but other clients' pictures, to measure by;
     "none".  model: file of a generator to take instead of training one.  ratio: imposters for each picture of
     a client.  rounds, epochs, batch, learning_rate: of the generator's training, as `Federation` and
-    `Training` have them; in one place, too.  average: share that a moving average of the generator keeps each
+    `Training` have them; in one place as many pictures are gone over as by all clients.  average: share that a moving average of the generator keeps each
     round.  width, latent: of the network.
     """
 
@@ -127,11 +127,11 @@ class Imposters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     model: str = ""
     ratio: Above0 = 2.0
     rounds: Positive = 60
-    epochs: Above0 = 1.0
-    batch: Positive = 32
-    learning_rate: Above0 = 1e-3
-    average: Share = 0.9
-    width: Annotated[int, msgspec.Meta(ge=4, le=512)] = 32
+    epochs: Above0 = 0.5
+    batch: Positive = 8
+    learning_rate: Above0 = 4e-3
+    average: Share = 0.8
+    width: Annotated[int, msgspec.Meta(ge=4, le=512)] = 16
     latent: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
 
     @property
@@ -144,7 +144,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How a client trains between two messages, with a fresh optimiser each time.
 
     epochs: passes over its pictures; of the last one a part, drawn anew each time, where it is not whole.
-    decay: learning rate at the end of the run as a share of the first, reached along a half cosine. flip:
+    betas: of AdamW, shares of its means that it keeps each step.  decay: learning rate at the end of the run as a share of the first, reached along a half cosine. flip:
     mirror half of the pictures.  shift: pixels a picture is moved by at most.  dropout: share of the features
     before the embedding that are dropped, each picture's own.  threads: computing threads of one client,
     fixed, since the last bit of a sum depends on them.
@@ -153,6 +153,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     epochs: Above0 = 1.0
     batch: Positive = 32
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    betas: tuple[Share, Share] = (0.9, 0.999)
     learning_rate: Above0 = 2e-3
     weight_decay: AtLeast0 = 0.0
     decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05

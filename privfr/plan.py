@@ -139,11 +139,15 @@ def gan_of(experiment: Experiment) -> Gan:
 
 
 def gan_training(experiment: Experiment) -> Training:
-    """How a generator is trained: what has to do with the machine is as for the model."""
+    """How a generator is trained: what has to do with the machine is as for the model.
+
+    Without a first moment, as is customary where two networks chase each other (Karras et al. 2018, arXiv
+    1710.10196).
+    """
     wanted = experiment.imposters
     return msgspec.structs.replace(
         experiment.training, epochs=wanted.epochs, batch=wanted.batch, learning_rate=wanted.learning_rate,
-        optimizer="adamw", weight_decay=0.0, decay=1.0, shift=0, flip=True, dropout=0.0,
+        optimizer="adamw", betas=(0.0, 0.99), weight_decay=0.0, decay=0.05, shift=0, flip=True, dropout=0.0,
     )  # fmt: skip
 
 

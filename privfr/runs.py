@@ -253,7 +253,8 @@ class _Run:
             self._publish_generator(rule.result(self._train_together(GENERATOR, rule)))
         elif wanted.source == "public":
             assert self.public is not None
-            learner = self._gan_learner("imposters", self.public)
+            share = sum(map(len, self.clients)) / len(self.public)
+            learner = self._gan_learner("imposters", self.public, share)
             learner.optimiser = {}
             path = self.place.model("imposters-state")
             self._publish_generator(
@@ -485,8 +486,10 @@ class _Run:
             self._imposters(client),
         )  # fmt: skip
 
-    def _gan_learner(self, who: int | str, faces: Faces) -> Learner:
+    def _gan_learner(self, who: int | str, faces: Faces, share: float = 1.0) -> Learner:
+        """Make what trains a generator. share: of what a client goes over of its pictures in a round."""
         training = gan_training(self.experiment)
+        training = msgspec.structs.replace(training, epochs=share * training.epochs)
         return self._learner(who, self.gan, faces, training, self.experiment.imposters.rounds)
 
     def _in_one_place(

@@ -36,7 +36,7 @@ def optimiser_of(module: nn.Module, training: Training) -> torch.optim.Optimizer
     ]
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, fused=True)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True)
 
 
 @contextmanager
