@@ -119,8 +119,8 @@ class Imposters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     each client's own, of its own pictures; "real", no generator but other clients' pictures, to measure by;
     "none".  model: file of a generator to take instead of training one.  ratio: imposters for each picture of
     a client.  rounds, epochs, batch, learning_rate: of the generator's training, as `Federation` and
-    `Training` have them; in one place as many pictures are gone over as by all clients.  average: share that a moving average of the generator keeps each
-    round.  width, latent: of the network.
+    `Training` have them; in one place as many pictures are gone over as by all clients.  average: share that
+    a moving average of the generator keeps each round.  width, latent: of the network.
     """
 
     source: Literal["none", "federated", "public", "device", "real"] = "none"
@@ -144,10 +144,11 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How a client trains between two messages, with a fresh optimiser each time.
 
     epochs: passes over its pictures; of the last one a part, drawn anew each time, where it is not whole.
-    betas: of AdamW, shares of its means that it keeps each step.  decay: learning rate at the end of the run as a share of the first, reached along a half cosine. flip:
-    mirror half of the pictures.  shift: pixels a picture is moved by at most.  dropout: share of the features
-    before the embedding that are dropped, each picture's own.  threads: computing threads of one client,
-    fixed, since the last bit of a sum depends on them.
+    betas: of AdamW, shares of its means that it keeps each step.  decay: learning rate at the end of the run
+    as a share of the first, reached along a half cosine.  flip: mirror half of the pictures.  shift: pixels a
+    picture is moved by at most.  dropout: share of the features before the embedding that are dropped, each
+    picture's own.  threads: computing threads of one client, fixed, since the last bit of a sum depends on
+    them.
     """
 
     epochs: Above0 = 1.0
