@@ -18,8 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privfr.faces.augmentation import Augmentation
@@ -97,14 +99,14 @@ class Unsupervised(PartTrained):
     ) -> Examples:
         """Every picture once, with its partners as further views."""
         assert isinstance(module, _Model)
-        embeddings = torch.from_numpy(embed(module, faces.images))
-        found = partners(embeddings, imposters, self.neighbours, self.similar, self.dissimilar, generator)
+        found = partners(
+            _judged(module, faces.images), imposters, self.neighbours, self.similar, self.dissimilar, generator
+        )
         own = torch.arange(len(faces))[:, None]
         if self.variant == "contrastive":
-            # One of the similar ones or itself, by lot; the others of a batch are all the contrast it needs.
-            choice = torch.cat([own, found.similar], 1)
-            drawn = torch.randint(choice.shape[1], own.shape, generator=generator)
-            views = [own, choice.gather(1, drawn)]
+            # One of the similar ones, by lot; the others of a batch are all the contrast it needs.
+            drawn = torch.randint(self.neighbours, own.shape, generator=generator)
+            views = [own, found.similar.gather(1, drawn)]
             if imposters:
                 views.append(len(faces) + torch.randint(imposters, own.shape, generator=generator))
         else:
@@ -154,6 +156,20 @@ class Unsupervised(PartTrained):
         partner = torch.arange(2 * count, device=images.device).roll(count)
         first, second = F.cross_entropy(logits, partner, reduction="none").chunk(2)
         return (first + second) / 2
+
+
+def _judged(module: nn.Module, images: NDArray[np.uint8]) -> Tensor:
+    """Embed pictures to compare them with one another: unit vectors, float32 [n, dim].
+
+    A picture is taken together with its mirror image, for a face looks to either side, and what all pictures
+    have in common, or most of them differ by, such as light, says little of who they show: the mean
+    is taken off, and the covariance C made more even by (C + c)^(-1/2), where c is its mean eigenvalue.
+    """
+    both = embed(module, images) + embed(module, images[:, :, ::-1])
+    centred = torch.from_numpy(both - both.mean(0))
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(images))
+    scales = (values + values.mean() + 1e-12).rsqrt()
+    return F.normalize(centred @ (vectors * scales))
 
 
 def _decoder(dim: int, seed: int) -> nn.Module:
