@@ -18,8 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from privfr.faces.augmentation import Augmentation
@@ -35,7 +37,7 @@ __all__ = ["Unsupervised", "Variant"]
 Variant = Literal["siamese", "autoencoder", "contrastive"]
 
 _SIDE = 32  # of what the decoder gives back, in pixels
-_HIDDEN = 512  # units of the decoder
+_MARGIN = 6  # of a picture's sides, the part on each that is not the face
 
 
 class _Model(nn.Module):
@@ -97,14 +99,19 @@ class Unsupervised(PartTrained):
     ) -> Examples:
         """Every picture once, with its partners as further views."""
         assert isinstance(module, _Model)
-        embeddings = torch.from_numpy(embed(module, faces.images))
-        found = partners(embeddings, imposters, self.neighbours, self.similar, self.dissimilar, generator)
+        found = partners(
+            _judged(module, faces.images),
+            imposters,
+            self.neighbours,
+            self.similar,
+            self.dissimilar,
+            generator,
+        )
         own = torch.arange(len(faces))[:, None]
         if self.variant == "contrastive":
-            # One of the similar ones or itself, by lot; the others of a batch are all the contrast it needs.
-            choice = torch.cat([own, found.similar], 1)
-            drawn = torch.randint(choice.shape[1], own.shape, generator=generator)
-            views = [own, choice.gather(1, drawn)]
+            # One of the similar ones, by lot; the others of a batch are all the contrast it needs.
+            drawn = torch.randint(self.neighbours, own.shape, generator=generator)
+            views = [own, found.similar.gather(1, drawn)]
             if imposters:
                 views.append(len(faces) + torch.randint(imposters, own.shape, generator=generator))
         else:
@@ -133,16 +140,20 @@ class Unsupervised(PartTrained):
         return losses.mean(1)
 
     def _autoencoder(self, module: _Model, images: Tensor, views: int) -> Tensor:
-        """What is given back is to be like the similar pictures, and less like the dissimilar ones."""
-        seen, *others = images.chunk(views)
+        """What is given back is to be like the similar pictures, more than like any others of a batch."""
+        count = len(images) // views
+        embedding, wanted = module(images[:count]), _shape(images[count:])
         with torch.autocast(images.device.type, enabled=False):
-            given = F.normalize(module.decoder(module(seen)))
-            wanted = torch.stack([_shape(other) for other in others], 1)
-            cosines = (wanted @ given[:, :, None]).squeeze(2)
-        like, unlike = cosines[:, : self.neighbours], cosines[:, self.neighbours :] / self.temperature
-        # Of no dissimilar one the sum is 0, its logarithm minus infinity, and the second term 0.
-        margin = unlike.logsumexp(1, keepdim=True) - like / self.temperature
-        return (1 - like + self.temperature * F.softplus(margin)).mean(1)
+            cosines = F.normalize(module.decoder(embedding)) @ wanted.T
+        cosines = cosines.view(count, views - 1, count)
+        own = torch.arange(count, device=images.device)
+        like = cosines[own, : self.neighbours, own]
+        others = torch.zeros_like(cosines, dtype=torch.bool)
+        others[own, : self.neighbours, own] = True
+        # Not infinite: where there is no other at all, the slope of the sum would not be a number.
+        unlike = (cosines / self.temperature).masked_fill(others, -1e9).logsumexp((1, 2))
+        # The distance, and the cross-entropy of finding each similar one among those that are not.
+        return (1 - like + F.softplus(unlike[:, None] - like / self.temperature)).mean(1)
 
     def _contrastive(self, module: _Model, images: Tensor, views: int) -> Tensor:
         """NT-Xent: cross-entropy of finding the other view among all pictures of the batch."""
@@ -156,18 +167,35 @@ class Unsupervised(PartTrained):
         return (first + second) / 2
 
 
+def _judged(module: nn.Module, images: NDArray[np.uint8]) -> Tensor:
+    """Embed pictures to compare them with one another: unit vectors, float32 [n, dim].
+
+    A picture is taken together with its mirror image, for a face looks to either side, and what all pictures
+    have in common, or most of them differ by, such as light, says little of who they show: the mean
+    is taken off, and the covariance C made more even by (C + c)^(-1/2), where c is its mean eigenvalue.
+    """
+    both = embed(module, images) + embed(module, images[:, :, ::-1])
+    centred = torch.from_numpy(both - both.mean(0))
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(images))
+    scales = (values + values.mean() + 1e-12).rsqrt()
+    return F.normalize(centred @ (vectors * scales))
+
+
 def _decoder(dim: int, seed: int) -> nn.Module:
+    """Linear, so that equal cosines of embeddings mean equal likeness of what they give back."""
     with torch.device("meta"):  # no storage yet, so torch's own initialisation draws no random number
-        layers = nn.Sequential(nn.Linear(dim, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _SIDE * _SIDE))
-    return initialise(layers.to_empty(device="cpu"), seed)
+        layer = nn.Linear(dim, _SIDE * _SIDE, bias=False)
+    return initialise(layer.to_empty(device="cpu"), seed)
 
 
 def _shape(images: Tensor) -> Tensor:
-    """What of a picture is given back: its shapes without light and colour, unit vectors, float32 [n, 1024].
+    """What of a picture is given back: the face's shapes without light and colour, unit vectors, [n, 1024].
 
-    Grey, less the mean around each pixel, over the deviation around it.
+    Grey, without what surrounds the face, less the mean around each pixel, over the deviation around it.
     """
-    grey = F.interpolate(images.float().mean(1, keepdim=True), (_SIDE, _SIDE), mode="area")
+    down, across = images.shape[2] // _MARGIN, images.shape[3] // _MARGIN
+    face = images[:, :, down:-down, across:-across].float().mean(1, keepdim=True)
+    grey = F.interpolate(face, (_SIDE, _SIDE), mode="area")
 
     def around(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 9, 1, 4, count_include_pad=False)
