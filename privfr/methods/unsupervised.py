@@ -28,6 +28,7 @@ from privfr.faces.augmentation import Augmentation
 from privfr.faces.backbones import initialise
 from privfr.faces.datasets import Faces
 from privfr.faces.recogniser import embed
+from privfr.methods.appearance import appearance
 from privfr.methods.base import Examples
 from privfr.methods.neighbours import partners
 from privfr.methods.part import PartTrained
@@ -100,7 +101,8 @@ class Unsupervised(PartTrained):
         """Every picture once, with its partners as further views."""
         assert isinstance(module, _Model)
         found = partners(
-            _judged(module, faces.images),
+            # The mean of both cosines: what a network makes of pictures, and what they look like without one.
+            F.normalize(torch.cat([_judged(module, faces.images), appearance(faces.images)], 1)),
             imposters,
             self.neighbours,
             self.similar,
