@@ -31,7 +31,7 @@ def generators_in(place: str | Path) -> dict[str, Path]:
     if not place.is_dir():
         return {"shared": place}
     directory = RunDirectory(place)
-    directory.report()  # says so where this is no run at all
+    report = directory.report()  # says so where this is no run at all
     wanted = directory.experiment().imposters
     if wanted.model:
         raise InputError(f"{place}: took its imposters from {wanted.model}; give that file")
@@ -40,13 +40,14 @@ def generators_in(place: str | Path) -> dict[str, Path]:
             f'{place}: trains no generator, as imposters.source is "{wanted.source}"; give a run with '
             "federated, public or device"
         )
-    shared = directory.model("generator")
+    if not (report.imposters and report.imposters.finished):
+        raise InputError(
+            f"{place}: has no finished generator yet; go on with `privfr imposters train --resume {place}`"
+        )
+    if wanted.source != "device":
+        return {"shared": directory.model("generator")}
     own = sorted(place.glob("clients/*/generator.safetensors"))
-    found = {"shared": shared} if shared.exists() else {}
-    found |= {f"client {int(path.parent.name)}": path for path in own}
-    if not found:
-        raise InputError(f"{place}: has no finished generator yet; go on with `--resume {place}`")
-    return found
+    return {f"client {int(path.parent.name)}": path for path in own}
 
 
 @dataclass(frozen=True)
@@ -75,25 +76,7 @@ class RunAudit:
         experiment, parts = directory.experiment(), directory.split()
         wanted = experiment.data
         faces = load_faces(data or wanted.source, wanted.size, min_images=wanted.min_images)
-        untrained = Recogniser.new(
-            experiment.model.backbone, wanted.size, experiment.model.dim, experiment.seed
-        )
-        judge, judged_by = (
-            untrained,
-            "an untrained network, which tells people apart poorly; better give --model",
-        )
-        blind = untrained
-        if path := model or experiment.pretraining.model:
-            judge = blind = Recogniser.load(path)
-            judged_by = str(path)
-        elif (pretrained := directory.model("pretrained")).exists():
-            judge, judged_by = Recogniser.load(pretrained), "the run's pretrained model"
-            blind = untrained if experiment.imposters.source == "public" else judge
-        elif (federated := directory.model("federated")).exists():
-            judge = Recogniser.load(federated)
-            judged_by = (
-                "the run's own model, which has learnt to tell imposters from people; better give --model"
-            )
+        judge, judged_by, blind = _judges(directory, experiment, model)
         return cls(experiment, parts, faces, generators, judge, judged_by, blind)
 
     @property
@@ -119,3 +102,25 @@ class RunAudit:
             return self.split.public_faces(self.faces)
         files = {file for client in clients for file in self.split.clients[client].files}
         return self.faces.select(np.flatnonzero([file in files for file in self.faces.files]))
+
+
+_UNTRAINED = "an untrained network, which tells people apart poorly; better give --model"
+_OWN = "the run's own model, which has learnt to tell imposters from people; better give --model"
+
+
+def _judges(
+    directory: RunDirectory, experiment: Experiment, model: str | Path | None
+) -> tuple[Recogniser, str, Recogniser]:
+    """Choose who judges likeness, in words, too, and who looks for copies."""
+    wanted = experiment.model
+    untrained = Recogniser.new(wanted.backbone, experiment.data.size, wanted.dim, experiment.seed)
+    if given := model or experiment.pretraining.model:
+        judge = Recogniser.load(given)
+        return judge, str(given), judge
+    if (pretrained := directory.model("pretrained")).exists():
+        judge = Recogniser.load(pretrained)
+        blind = untrained if experiment.imposters.source == "public" else judge
+        return judge, "the run's pretrained model", blind
+    if (federated := directory.model("federated")).exists():
+        return Recogniser.load(federated), _OWN, untrained
+    return untrained, _UNTRAINED, untrained

@@ -106,7 +106,8 @@ def run(
     """
     place, experiment = RunDirectory(directory), resolved(experiment)
     check(experiment)
-    _check_trained(experiment, imposters_only)
+    if imposters_only:
+        _check_trained(experiment)
     place.claim()
     faces = faces or _load(experiment, observe)
     parts = _split(faces, experiment)
@@ -132,10 +133,11 @@ def resume(
     place = RunDirectory(directory)
     report = place.report()
     place.sweep()
+    if imposters_only:
+        _check_trained(place.experiment())
     if report.finished:
         return report
     experiment = place.experiment()
-    _check_trained(experiment, imposters_only)
     if experiment.digest() != msgspec.convert(report.experiment, Experiment).digest():
         raise InputError(
             f"{place.root / 'experiment.toml'}: not the experiment that report.json was begun with, which "
@@ -147,9 +149,9 @@ def resume(
     return old.execute(imposters_only)
 
 
-def _check_trained(experiment: Experiment, imposters_only: bool) -> None:
+def _check_trained(experiment: Experiment) -> None:
     """Refuse to stop after a generator that is not trained."""
-    if imposters_only and not experiment.imposters.trained:
+    if not experiment.imposters.trained:
         raise InputError(
             f'imposters.source: "{experiment.imposters.source}" trains no generator here; take federated, '
             "public or device, and give no imposters.model"

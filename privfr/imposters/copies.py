@@ -69,8 +69,8 @@ class Copies(msgspec.Struct, frozen=True):
     be blurred, noisy, mirrored, moved or recoloured.  limit: distance in pixels that 99 of 100 pairs of
     pictures of one person exceed.  replays: share of imposters that are nearer than that to a picture learnt
     from, and at least half as far again from everybody else.  control: the same of held-out pictures.
-    catches: smallest share of copies (noisy, half of them mirrored) that would have been noticed among these
-    imposters, of 1, 2, 5, 10, 20, 50 and 100 %, as tried once; None for none.
+    catches: smallest share of copies (of these pictures, noisy, half of them mirrored) that would have been
+    noticed among these imposters, of 1, 2, 5, 10, 20, 50 and 100 %, as tried once; None for none.
     """
 
     people: int
