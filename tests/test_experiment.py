@@ -16,7 +16,12 @@ from privfr.cores import usable_cores
 from privfr.errors import InputError
 from privfr.experiment import Data, Engine, Experiment, Federation, Privacy, load_experiment, parse_value
 
-SEVERAL = {"data.size": (112, 96), "engine.phases": ("begin", "result"), "baselines": ("individual",)}
+SEVERAL = {
+    "data.size": (112, 96),
+    "engine.phases": ("begin", "result"),
+    "baselines": ("individual",),
+    "training.betas": (0.5, 0.9),
+}
 
 
 def keys(node: type[msgspec.Struct] = Experiment, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
