@@ -173,12 +173,12 @@ def test_more_people_learnt_from_than_held_out_are_no_sign_of_copies() -> None:
 
 
 def test_people_with_fewer_pictures_are_not_nearer_or_farther_for_it() -> None:
-    """Of a client's people some pictures may be held back."""
-    faces = people(*TRAINING)
-    fewer = faces.select(np.flatnonzero(np.arange(len(faces)) % 5 > 1))
-    copied = audit(drawn(people(*STRANGERS)), fewer, people(*HELDOUT), embed).copies
-    assert copied.pictures == 90
-    assert abs(copied.pixels.share - copied.pixels.chance) < 0.2
+    """A client may hold some back; people with more pictures would be nearer by their number."""
+    faces = people(*HELDOUT)
+    fewer = faces.select(np.flatnonzero(np.arange(len(faces)) % 5 > 3))
+    copied = audit(drawn(people(*STRANGERS)), people(*TRAINING), fewer, embed).copies
+    assert copied.pictures == 30
+    assert copied.passed
 
 
 def test_copies_are_looked_for_with_the_blind_embedding() -> None:
