@@ -32,23 +32,32 @@ def method_of(experiment: Experiment) -> FaceMethod:
             raise InputError(f"{kind} {name!r} does not exist: {hint}")
     part: dict[str, Any] = {"trainable": settings.trainable, "rank": settings.rank}
     if settings.name == "unsupervised":
-        return Unsupervised(
-            **_network(experiment), **part, variant=settings.variant, neighbours=settings.neighbours,
-            similar=settings.similar, dissimilar=settings.dissimilar, temperature=settings.temperature,
-            augmentation=settings.augmentation,
-        )  # fmt: skip
-    return Supervised(
-        **_network(experiment), **part, head=settings.head, scale=settings.scale, margin=settings.margin,
-        nobody=_nobody(experiment), restart=settings.restart,
-    )  # fmt: skip
+        return _unsupervised(experiment, **part)
+    return _supervised(experiment, nobody=_nobody(experiment), restart=settings.restart, **part)
 
 
-def pretraining_of(experiment: Experiment) -> Supervised:
-    """Make the method that trains the start on the public identities, whose labels are public, too."""
+def pretraining_of(experiment: Experiment) -> FaceMethod:
+    """Make the method that trains the start on the public people: with labels where clients have them.
+
+    All of the network, under a plain head: the public people are many.
+    """
+    unsupervised = experiment.method.name == "unsupervised"
+    return _unsupervised(experiment) if unsupervised else _supervised(experiment)
+
+
+def _supervised(experiment: Experiment, **more: Any) -> Supervised:
     settings = experiment.method
-    return Supervised(
-        **_network(experiment), head=settings.head, scale=settings.scale, margin=settings.margin
-    )
+    loss: dict[str, Any] = {"head": settings.head, "scale": settings.scale, "margin": settings.margin}
+    return Supervised(**_network(experiment), **loss, **more)
+
+
+def _unsupervised(experiment: Experiment, **part: Any) -> Unsupervised:
+    settings = experiment.method
+    return Unsupervised(
+        **_network(experiment), **part, variant=settings.variant, neighbours=settings.neighbours,
+        similar=settings.similar, dissimilar=settings.dissimilar, temperature=settings.temperature,
+        augmentation=settings.augmentation,
+    )  # fmt: skip
 
 
 def _network(experiment: Experiment) -> dict[str, Any]:

@@ -17,8 +17,6 @@ __all__ = ["appearance"]
 
 _EDGE = 3 / 16  # left out on each side: hair and background say more of the day than of the person
 _SIDE = 20  # pixels compared
-# Added to each variance, in mean variances: what few pictures say of a direction they hardly differ in.
-_SHRINKAGE = 0.3
 
 
 def appearance(images: NDArray[np.uint8]) -> Tensor:
@@ -31,8 +29,9 @@ def appearance(images: NDArray[np.uint8]) -> Tensor:
     mean = both.mean(0)
     _, lengths, axes = torch.linalg.svd(both - mean, full_matrices=False)
     variance = lengths.square() / len(both)
-    scale = (variance + _SHRINKAGE * variance.mean()).clamp(min=1e-12).rsqrt()
-    views = [F.normalize((part - mean) @ axes.T * scale) for part in (seen, mirrored)]
+    # A mean variance more for each: few pictures say little of a direction in which they hardly differ.
+    scale = (variance + variance.mean()).clamp(min=1e-12).rsqrt()
+    views = [F.normalize((part - mean) @ axes.T * scale @ axes) for part in (seen, mirrored)]
     return F.normalize(views[0] + views[1])
 
 
