@@ -105,7 +105,7 @@ class Method(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     neighbours: Positive = 2
     similar: Annotated[float, msgspec.Meta(gt=-1, lt=1)] = 0.6
     dissimilar: Annotated[float, msgspec.Meta(gt=-1, lt=1)] = 0.2
-    temperature: Above0 = 0.1
+    temperature: Above0 = 0.05
     augmentation: AtLeast0 = 1.0
     trainable: Trainable = "all"
     rank: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
@@ -169,6 +169,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Pretraining(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a network is trained in one place: the common start, and the centralised baseline.
 
+    By the clients' method: where that reads no label, neither does this.
     model: file of a recogniser to start from instead.  epochs: on the public identities; 0 for a random
     start. The baseline takes as many as a client does in all rounds.  weight_decay, shift, dropout,
     learning_rate, decay: as in `Training`.  scale, margin: of the head; 0 for the method's scale. The margin

@@ -74,7 +74,7 @@ class Unsupervised(PartTrained):
     neighbours: int = 2
     similar: float = 0.6
     dissimilar: float = 0.2
-    temperature: float = 0.1
+    temperature: float = 0.05
     augmentation: float = 1.0
 
     name: ClassVar[str] = "unsupervised"
