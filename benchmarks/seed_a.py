@@ -4,10 +4,11 @@
 
 40 devices with CelebA's people learn {supervised, unsupervised}, sending their models to {the server in
 clear, a secure aggregator}. Supervised: a device holds its owner's pictures alone, from a network pretrained
-on public people, and imposters of a generator that all devices trained together over `masking`. Unsupervised:
-a device holds the pictures of twelve people, of which nothing says who is who, and starts from a network
-trained on the public people's pictures in the same way, without their labels. The aggregators: the server in clear (float32, and integers as the secret ones code them), a
-trusted aggregator, pairwise masking, CKKS, and masking with client-level differential privacy.
+on public people, and imposters of a generator that all devices trained together. Unsupervised: a device holds
+the pictures of twelve people, of which nothing says who is who, and starts from a network trained on the
+public people's pictures in the same way, without their labels. The aggregators: the server in clear (float32,
+and integers as the secret ones code them), a trusted aggregator, pairwise masking, CKKS, and masking with
+client-level differential privacy.
 
 Each device's trials: pictures held out of its people against those it trained on (genuine), pictures of 150
 people nobody trained on against those it trained on (impostor). Every model is judged on the same trials;

@@ -94,7 +94,7 @@ class Report(msgspec.Struct, kw_only=True):
     backend's promise, by name.  parameters: numbers that are trained and shared.  frozen: those that are
     not.  start: commits to the network that federation began with, in hex.  eer: after each round.
     likeness: mean cosine of test pictures of different people, at the start and after each round.
-    collapsed: the first round after which it was that of a network which tells nobody apart, 0 for none.
+    collapsed: the first round after which two had left a network that tells nobody apart, 0 for none.
     alike: share of the imposters drawn that were left out as too like the client's people.  own: where
     pictures are held out.  overhead: see `Profile`.  finished: False while rounds or baselines are missing.
     """
@@ -153,17 +153,18 @@ class Report(msgspec.Struct, kw_only=True):
 COLLAPSE = 0.9
 
 
-def collapsing(now: float, before: float) -> bool:
-    """Tell whether a round has left a network that tells nobody apart, and no better than it was before.
+def collapsing(likeness: Sequence[float]) -> bool:
+    """Tell whether two rounds in a row have left a network that tells nobody apart, the last no better.
 
-    An untrained network gives everybody much the same embedding, too; but training takes that down.
+    likeness: at the start and after each round. An untrained network gives everybody much the same embedding,
+    too, and so may its first round; but then training takes that down.
     """
-    return now > COLLAPSE and now >= before
+    return len(likeness) > 2 and COLLAPSE < likeness[-2] <= likeness[-1]
 
 
 def collapse(report: Report) -> str:
-    """Say that the model has collapsed, or nothing."""
-    if not report.collapsed:
+    """Say that the model has collapsed, or nothing, as where it has got over it."""
+    if not report.collapsed or report.likeness[-1] <= COLLAPSE:
         return ""
     after, now = report.collapsed, report.likeness[-1]
     since = f", and now have {now:.3f}" if after + 1 < len(report.likeness) else ""

@@ -402,10 +402,9 @@ class _Run:
         if not self.report.likeness:
             start = self.part.recogniser(self.part.start).embed(self.test.images)
             self.report.likeness.append(likeness(start, self.test.labels))
-        if collapsing(now, self.report.likeness[-1]) and not self.report.collapsed:
-            self.report.collapsed = len(self.report.eer)
         self.report.likeness.append(now)
-        if self.report.collapsed == len(self.report.eer):
+        if collapsing(self.report.likeness) and not self.report.collapsed:
+            self.report.collapsed = len(self.report.eer)
             self._observe(Notice(collapse(self.report)))
         return curve.eer
 

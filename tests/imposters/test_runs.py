@@ -204,12 +204,14 @@ def test_likeness_is_the_mean_cosine_of_different_people() -> None:
 
 
 def test_a_collapse_is_told_from_a_start(whole: tuple[Path, Report]) -> None:
-    assert collapsing(0.95, 0.93) and collapsing(0.91, 0.91)
-    assert not collapsing(0.95, 0.97), "training takes it down"
-    assert not collapsing(0.5, 0.1)
-    report = msgspec.structs.replace(whole[1], likeness=[0.1, 0.5, 0.96], collapsed=2)
+    assert collapsing([0.1, 0.93, 0.95]) and collapsing([0.1, 0.5, 0.91, 0.91])
+    assert not collapsing([0.97, 0.98]), "what an untrained network may do"
+    assert not collapsing([0.97, 0.98, 0.95]), "training takes it down"
+    assert not collapsing([0.1, 0.3, 0.5])
+    report = msgspec.structs.replace(whole[1], likeness=[0.1, 0.95, 0.96], collapsed=2)
     assert "after round 2" in collapse(report) and "0.960" in collapse(report)
     assert collapse(msgspec.structs.replace(report, collapsed=0)) == ""
+    assert collapse(msgspec.structs.replace(report, likeness=[0.1, 0.95, 0.96, 0.2])) == ""
 
 
 def test_own_eer_by_hand() -> None:
