@@ -83,7 +83,8 @@ def say(event: Event) -> None:
     """Show that something happens."""
     if isinstance(event, RoundEnded):
         report = event.report
-        print(f"  round {report.round + 1}: EER {event.eer:.4f}, {report.seconds:.1f} s", flush=True)
+        eer = "" if event.eer is None else f"EER {event.eer:.4f}, "
+        print(f"  round {report.round + 1}: {eer}{report.seconds:.1f} s", flush=True)
     elif isinstance(event, Stage) and event.name != "pictures":
         print(f"{event.name} {event.done}/{event.total} {event.loss or ''}", flush=True)
 
