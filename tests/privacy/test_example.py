@@ -487,7 +487,7 @@ def test_an_interrupted_training_leaves_no_trace_and_can_begin_again(faces: Face
                 raise Stopped
             return losses
 
-    halting = Halting("small", (64, 64), 32, "cosface", 30.0, 0.35)
+    halting = Halting(backbone="small", size=(64, 64), dim=32, head="cosface", scale=30.0, margin=0.35)
     with pytest.raises(Stopped):
         fit_private(module, halting, faces, STILL, plan, lambda done: 1e-3, Seeded(0))
     assert traces(module) == []
