@@ -27,7 +27,7 @@ from privfr.methods import method_of
 from privfr.methods.base import FaceModel, class_means, is_private
 from privfr.methods.part import Adapter, layers_of, merged
 from privfr.methods.supervised import Supervised
-from privfr.models import Part
+from privfr.models import FacePart
 from privfr.report import ClientTrained, Report, RoundEnded, Stage
 from privfr.runs import resume, run
 from privfr.trainer import Learner, layout_of
@@ -317,7 +317,7 @@ def test_a_network_without_norms_is_refused(name: str) -> None:
 # The learner, and what the members agree on
 
 
-def learner(found: Part, faces: Faces, client: int = 0, **changes: Any) -> Learner:
+def learner(found: FacePart, faces: Faces, client: int = 0, **changes: Any) -> Learner:
     training = experiment("synthetic", training__batch=3, training__device="cpu", **changes).training
     return Learner(client, found.method, faces, training, found.layout, 2, 0, frozen=found.frozen)
 
@@ -329,7 +329,7 @@ def pretrained(seed: int) -> Recogniser:
 @every_part
 def test_a_learner_trains_the_part_beside_what_it_was_given(part: str, faces: Faces) -> None:
     """Also after another one, on the same worker, whose frozen tensors are others."""
-    ours, theirs = (Part(method(part), 0, pretrained(seed)) for seed in (7, 8))
+    ours, theirs = (FacePart(method(part), 0, pretrained(seed)) for seed in (7, 8))
     first = learner(ours, faces).learn(ours.start, 0).vector
     other = learner(theirs, faces).learn(theirs.start, 0).vector
     np.testing.assert_array_equal(learner(ours, faces).learn(ours.start, 0).vector, first)
@@ -343,7 +343,7 @@ def test_a_learner_trains_the_part_beside_what_it_was_given(part: str, faces: Fa
 
 @every_part
 def test_a_learner_makes_no_frozen_tensor_up(part: str, faces: Faces) -> None:
-    found = Part(method(part), 0, pretrained(7))
+    found = FacePart(method(part), 0, pretrained(7))
     one = learner(found, faces)
     name = max(one.frozen)
     one.frozen = {each: tensor for each, tensor in one.frozen.items() if each != name}
@@ -358,7 +358,7 @@ def test_a_run_trains_beside_the_pretrained_network(
     """What a client made alone can be made again from the pretrained model's file."""
     directory, experiment = runs[part][0], wanted(people, part)
     parts = RunDirectory(directory).split()
-    found = Part(method_of(experiment), 0, Recogniser.load(directory / "models/pretrained.safetensors"))
+    found = FacePart(method_of(experiment), 0, Recogniser.load(directory / "models/pretrained.safetensors"))
     faces = parts.faces_of(load_folder(people, (64, 64)), 0)
     one = Learner(0, found.method, faces, experiment.training, found.layout, 2, 0, frozen=found.frozen)
     model = found.start
@@ -371,7 +371,7 @@ def test_a_run_trains_beside_the_pretrained_network(
 
 @every_part
 def test_a_learner_of_the_whole_is_untouched_by_one_of_a_part(part: str, faces: Faces) -> None:
-    whole, found = Part(method("all"), 0), Part(method(part), 0, pretrained(7))
+    whole, found = FacePart(method("all"), 0), FacePart(method(part), 0, pretrained(7))
     before = learner(whole, faces).learn(whole.start, 0).vector
     learner(found, faces).learn(found.start, 0)
     np.testing.assert_array_equal(learner(whole, faces).learn(whole.start, 0).vector, before)
@@ -380,7 +380,7 @@ def test_a_learner_of_the_whole_is_untouched_by_one_of_a_part(part: str, faces: 
 @every_part
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_part_learns(precision: str, part: str, faces: Faces) -> None:
-    found = Part(method(part), 0)
+    found = FacePart(method(part), 0)
     one = learner(found, faces, training__epochs=30, training__precision=precision, training__shift=0)
     losses: list[float] = []
     one.stepped = lambda done, total, loss: losses.append(loss)
@@ -389,20 +389,20 @@ def test_a_part_learns(precision: str, part: str, faces: Faces) -> None:
 
 
 def test_the_digest_is_the_layouts_where_nothing_is_frozen() -> None:
-    whole = Part(method("all"), 0, pretrained(7))
+    whole = FacePart(method("all"), 0, pretrained(7))
     assert whole.frozen == {}
     assert whole.digest == whole.layout.digest == layout_of(method("all")).digest
 
 
 @every_part
 def test_the_digest_commits_to_each_frozen_tensor(part: str) -> None:
-    found = Part(method(part), 0, pretrained(7))
-    assert found.digest == Part(method(part), 0, pretrained(7)).digest != found.layout.digest
+    found = FacePart(method(part), 0, pretrained(7))
+    assert found.digest == FacePart(method(part), 0, pretrained(7)).digest != found.layout.digest
     for name in found.frozen:
         altered = pretrained(7)
         with torch.no_grad():
             altered.network.get_parameter(name.removeprefix("backbone.")).add_(1e-3)
-        assert Part(method(part), 0, altered).digest != found.digest, name
+        assert FacePart(method(part), 0, altered).digest != found.digest, name
 
 
 @every_part
@@ -410,7 +410,7 @@ def test_a_member_refuses_a_round_beside_other_frozen_tensors(part: str, faces: 
     """Though layout, experiment and the model that is trained from are the same."""
     plain, config, roster = backend("plain"), b"c" * 32, (0, 1)
     keyring, keyrings = plain.provision(roster, secrets.token_bytes)
-    ours, theirs = (Part(method(part), 0, pretrained(seed)) for seed in (7, 8))
+    ours, theirs = (FacePart(method(part), 0, pretrained(seed)) for seed in (7, 8))
     coordinator = Coordinator(
         run=b"r" * 16, backend=plain, keyring=keyring, roster=roster, threshold=2, layout=theirs.digest,
         config=config, metrics=("loss",), model=theirs.start,
