@@ -60,24 +60,32 @@ def test_each_clients_own_people_are_measured_by_every_model(whole: tuple[Path, 
     assert own.start.eer != own.federated.eer != own.individual.eer
 
 
+CODED = SMALL | {"coding.bits": 16}
+
+
+@pytest.fixture(scope="module")
+def in_clear(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose server adds up integers that it sees."""
+    place = tmp_path_factory.mktemp("runs") / "clear"
+    run(experiment(people, CODED), place)
+    return place
+
+
 @pytest.mark.parametrize("backend", ["masking", "masking-passive", "bfv", "ckks"])
 def test_generator_and_model_are_those_of_integers_in_clear_to_the_bit(
-    backend: str, people: Path, tmp_path: Path
+    backend: str, people: Path, in_clear: Path, tmp_path: Path
 ) -> None:
-    coded = SMALL | {"coding.bits": 16}
-    clear = run(experiment(people, coded), tmp_path / "clear")
-    hidden = run(experiment(people, coded, federation__backend=backend), tmp_path / "hidden")
+    run(experiment(people, CODED, federation__backend=backend), tmp_path / "hidden")
     for name in ("generator", "federated"):
         file = Path("models") / f"{name}.safetensors"
-        assert tensors(tmp_path / "clear" / file) == tensors(tmp_path / "hidden" / file)
-    assert hidden.final and clear.final and hidden.final.eer == clear.final.eer
+        assert tensors(in_clear / file) == tensors(tmp_path / "hidden" / file)
 
 
-@pytest.mark.parametrize("stop", range(1, 5))
+@pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resumed_equals_uninterrupted(
     stop: int, people: Path, whole: tuple[Path, Report], tmp_path: Path
 ) -> None:
-    """Broken off after each round of the generator and of the model."""
+    """Broken off in the generator's rounds, between both trainings, and in the model's rounds."""
     seen = 0
 
     def leave(event: Event) -> None:

@@ -291,7 +291,9 @@ def test_one_picture_is_enough(variant: str) -> None:
 # That it learns
 
 
-@every_variant
+@pytest.mark.parametrize(
+    "variant", ["contrastive", *(pytest.param(each, marks=pytest.mark.slow) for each in VARIANTS[:2])]
+)
 def test_it_learns_to_tell_people_apart(variant: str, tmp_path: Path) -> None:
     """Of strangers, after nine passes over forty people: a little, but no label said so."""
     known, strangers = (
