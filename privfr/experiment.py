@@ -126,7 +126,7 @@ class Imposters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     source: Literal["none", "federated", "public", "device", "real"] = "none"
     model: str = ""
     ratio: Above0 = 2.0
-    rounds: Positive = 60
+    rounds: Positive = 40
     epochs: Above0 = 0.5
     batch: Positive = 8
     learning_rate: Above0 = 4e-3
